@@ -1,0 +1,74 @@
+"""The one error tree of nattools.
+
+::
+
+    NatToolsError                 whatever nattools raises on purpose
+    |-- DecodeError               bytes or text from outside that are not what they should be
+    |-- EncodeError               a value that the wire format cannot carry
+    |-- CredentialError           a user name or password that its string profile forbids
+    |-- TransportError            a socket or address that cannot be used
+    |   |-- LocalAddressError     a local address or port that this machine cannot give
+    |   |-- ResolveError          a host name without an address
+    |   `-- NoResponseError       a request that nobody answered in time
+    |-- ResponseError             a STUN error response; carries `code` and `reason`
+    |   |-- AuthenticationError   the credentials were refused, or the reply fails its integrity check
+    |   `-- RedirectError         ALTERNATE-SERVER went in a circle, or nowhere
+    `-- LabError                  the NAT laboratory cannot be built on this machine
+
+Every message says what was tried, with whom, what came back, and what can be done about it.
+"""
+
+from __future__ import annotations
+
+
+class NatToolsError(Exception):
+    """Base of every error that nattools raises on purpose."""
+
+
+class DecodeError(NatToolsError):
+    """Bytes or text from outside that are not a valid value. Any other exception from a parser is a bug."""
+
+
+class EncodeError(NatToolsError):
+    """A value that the wire format cannot carry."""
+
+
+class CredentialError(NatToolsError):
+    """A user name, realm or password that SASLprep or OpaqueString forbids."""
+
+
+class TransportError(NatToolsError):
+    """A socket could not be opened, bound or written."""
+
+
+class LocalAddressError(TransportError):
+    """The local address is not this machine's, or the local port is taken or forbidden."""
+
+
+class ResolveError(TransportError):
+    """A host name has no usable address."""
+
+
+class NoResponseError(TransportError):
+    """Nobody answered the request before its transaction timed out."""
+
+
+class ResponseError(NatToolsError):
+    """A STUN error response (RFC 8489 §14.8)."""
+
+    def __init__(self, message: str, *, code: int, reason: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.reason = reason
+
+
+class AuthenticationError(ResponseError):
+    """Credentials were refused, are missing, or the response fails its integrity check (RFC 8489 §9)."""
+
+
+class RedirectError(ResponseError):
+    """A 300 Try Alternate led in a circle or named no server (RFC 8489 §10)."""
+
+
+class LabError(NatToolsError):
+    """The laboratory cannot be built here: a missing tool, right or kernel feature, named in the message."""

@@ -1,0 +1,1 @@
+"""Deterministic fuzzing of what reads bytes from outside: `python -m tests.fuzz`."""
