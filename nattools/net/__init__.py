@@ -1,0 +1,1 @@
+"""The doors to the network: the only room that creates sockets."""
