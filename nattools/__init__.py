@@ -1,1 +1,77 @@
-"""NAT traversal for SIP: public bindings, and what the NAT does to them."""
+"""NAT traversal for SIP: public bindings, and what the NAT does to them.
+
+The names here are the public ones. Those that open sockets are loaded when they are first used, so that
+`import nattools` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from nattools.endpoint import AddressClass, Endpoint
+from nattools.errors import (
+    AuthenticationError,
+    CredentialError,
+    DecodeError,
+    EncodeError,
+    LabError,
+    LocalAddressError,
+    NatToolsError,
+    NoResponseError,
+    RedirectError,
+    ResolveError,
+    ResponseError,
+    TransportError,
+)
+
+if TYPE_CHECKING:
+    from nattools.stun.classifier import Filtering, Mapping, NatType, Verdict, classify
+    from nattools.stun.client import BindingResult, StunClient, discover
+    from nattools.stun.server import StunServer
+
+__all__ = [
+    "AddressClass",
+    "AuthenticationError",
+    "BindingResult",
+    "CredentialError",
+    "DecodeError",
+    "EncodeError",
+    "Endpoint",
+    "Filtering",
+    "LabError",
+    "LocalAddressError",
+    "Mapping",
+    "NatToolsError",
+    "NatType",
+    "NoResponseError",
+    "RedirectError",
+    "ResolveError",
+    "ResponseError",
+    "StunClient",
+    "StunServer",
+    "TransportError",
+    "Verdict",
+    "classify",
+    "discover",
+]
+
+_LOADED_ON_USE = {
+    "BindingResult": "nattools.stun.client",
+    "Filtering": "nattools.stun.classifier",
+    "Mapping": "nattools.stun.classifier",
+    "NatType": "nattools.stun.classifier",
+    "StunClient": "nattools.stun.client",
+    "StunServer": "nattools.stun.server",
+    "Verdict": "nattools.stun.classifier",
+    "classify": "nattools.stun.classifier",
+    "discover": "nattools.stun.client",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LOADED_ON_USE:
+        raise AttributeError(f"module 'nattools' has no attribute {name!r}")
+    value: object = getattr(import_module(_LOADED_ON_USE[name]), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,195 @@
+"""The STUN server: sockets around a `Responder`, over UDP and TCP (RFC 8489 §12 asks for both)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from dataclasses import replace
+from types import TracebackType
+
+from nattools.endpoint import Endpoint
+from nattools.errors import DecodeError, LocalAddressError
+from nattools.net.listener import Datagram, SocketAddress, StreamListener, UdpListener
+from nattools.net.udp import endpoint_of
+from nattools.stun.message import HEADER_BYTES, frame_size
+from nattools.stun.responder import DropReason, Reply, Responder, ServerAddresses
+
+MOST_CONNECTIONS = 256
+"""So many TCP connections are served at a time; further ones are closed at once."""
+
+IDLE_SECONDS = 30.0
+"""A connection that takes longer to send a whole request, or to take its reply, is closed."""
+
+_MOST_STREAM_BYTES = 0xFFFF + HEADER_BYTES
+_PORT_ATTEMPTS = 16
+
+_log = logging.getLogger(__name__)
+
+
+class StunServer:
+    """A running STUN server. Make it with `StunServer.start`, end it with `close` or `async with`."""
+
+    def __init__(self, addresses: ServerAddresses) -> None:
+        self._responder = Responder(addresses)
+        self._udp: dict[Endpoint, UdpListener] = {}
+        self._tcp: list[StreamListener] = []
+        self._connections: set[asyncio.Task[None]] = set()
+        self.answered = 0
+        """How many requests were answered, with success or with an error."""
+        self.dropped: Counter[DropReason] = Counter()
+        """How many datagrams and connections were not, by reason."""
+
+    @classmethod
+    async def start(cls, addresses: ServerAddresses) -> StunServer:
+        """Bind every socket of `addresses` and serve. Port 0 is any free one, the same on both addresses.
+
+        Raises `LocalAddressError` where one of them cannot be had; then none is kept.
+        """
+        attempts = _PORT_ATTEMPTS if 0 in (addresses.port, addresses.alternate_port) else 1
+        while True:
+            attempts -= 1
+            server = cls(addresses)
+            try:
+                await server._listen()
+            except BaseException as error:
+                await server.close()
+                if attempts and isinstance(error, LocalAddressError):
+                    continue  # the port that was free on one address was not on the other
+                raise
+            return server
+
+    @property
+    def addresses(self) -> ServerAddresses:
+        """Where the server listens, with the ports that it really has."""
+        return self._responder.addresses
+
+    def summary(self) -> str:
+        """What was done so far, in one line."""
+        dropped = ", ".join(f"{count} {reason.value}" for reason, count in self.dropped.most_common())
+        return f"{self.answered} requests answered; dropped: {dropped or 'nothing'}"
+
+    async def close(self) -> None:
+        """Close every socket and connection."""
+        for udp in self._udp.values():
+            udp.close()
+        for tcp in self._tcp:
+            tcp.close()
+        self._udp.clear()
+        self._tcp.clear()
+        connections = tuple(self._connections)
+        for connection in connections:
+            connection.cancel()
+        await asyncio.gather(*connections, return_exceptions=True)
+
+    async def __aenter__(self) -> StunServer:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _listen(self) -> None:
+        wanted = self._responder.addresses
+        actual = wanted
+        if not wanted.port:
+            actual = replace(actual, port=self._listen_udp(Endpoint(wanted.address, 0)))
+        if wanted.alternate_port == 0:
+            actual = replace(actual, alternate_port=self._listen_udp(Endpoint(wanted.address, 0)))
+        self._responder = Responder(actual)
+        for endpoint in actual.endpoints:
+            if endpoint not in self._udp:
+                self._listen_udp(endpoint)
+        for endpoint in actual.endpoints:
+            self._tcp.append(
+                await StreamListener.open(endpoint, self._on_connection, limit_bytes=_MOST_STREAM_BYTES)
+            )
+
+    def _listen_udp(self, local: Endpoint) -> int:
+        listener = UdpListener.open(local, self._on_datagram)
+        self._udp[listener.local] = listener
+        if not listener.knows_destinations:
+            _log.warning(
+                "this system does not say which of its addresses a datagram was sent to: replies may leave"
+                " from another than the one asked; give the address to listen on"
+            )
+        return listener.local.port
+
+    def _on_datagram(self, listener: UdpListener, datagram: Datagram) -> None:
+        answer: Reply | DropReason
+        if datagram.truncated:
+            answer = DropReason.TRUNCATED
+        elif not datagram.unicast:
+            answer = DropReason.NOT_UNICAST
+        else:
+            answer = self._responder.respond(datagram.data, datagram.source, datagram.local)
+        if isinstance(answer, Reply):
+            # on a wildcard bind the origin is no key of _udp, but then it never changes either
+            sender = listener if answer.origin == datagram.local else self._udp[answer.origin]
+            address = _with_port(datagram.address, answer.destination.port)
+            if not sender.send(answer.data, address, source=answer.origin.ip):
+                answer = DropReason.SEND_FAILED
+        self._count(answer, datagram.source, datagram.local, len(datagram.data))
+
+    def _count(self, answer: Reply | DropReason, source: Endpoint, local: Endpoint, size: int) -> None:
+        if isinstance(answer, DropReason):
+            self.dropped[answer] += 1
+            _log.debug("%s to %s, %d bytes: dropped (%s)", source, local, size, answer.value)
+        else:
+            self.answered += 1
+            _log.debug(
+                *("%s to %s, %d bytes: answered from %s to port %d with %d bytes", source, local, size),
+                *(answer.origin, answer.destination.port, len(answer.data)),
+            )
+
+    async def _on_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        writer.transport.set_write_buffer_limits(high=0)  # `drain` is to wait until everything is sent
+        try:
+            peer, name = writer.get_extra_info("peername"), writer.get_extra_info("sockname")
+            if peer is None or name is None:
+                return  # gone already
+            source, local = endpoint_of(peer), endpoint_of(name)
+            if len(self._connections) > MOST_CONNECTIONS:
+                self._count(DropReason.TOO_MANY_CONNECTIONS, source, local, 0)
+            else:
+                await self._serve(reader, writer, source, local)
+        except (OSError, asyncio.IncompleteReadError):
+            pass  # the client has left
+        finally:
+            self._connections.discard(task)
+            writer.transport.abort()
+
+    async def _serve(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, source: Endpoint, local: Endpoint
+    ) -> None:
+        """Answer requests one after the other until the client leaves or sends what is not answered."""
+        try:
+            while True:
+                async with asyncio.timeout(IDLE_SECONDS):
+                    data = await _read_message(reader)
+                answer = self._responder.respond(data, source, local, stream=True)
+                self._count(answer, source, local, len(data))
+                if isinstance(answer, DropReason):
+                    return
+                async with asyncio.timeout(IDLE_SECONDS):
+                    writer.write(answer.data)
+                    await writer.drain()
+        except TimeoutError:
+            self._count(DropReason.SLOW_CONNECTION, source, local, 0)
+        except DecodeError:
+            self._count(DropReason.NOT_STUN, source, local, 0)
+
+
+async def _read_message(reader: asyncio.StreamReader) -> bytes:
+    """The next message of a stream. Raises `DecodeError` as soon as it cannot be STUN."""
+    start = await reader.readexactly(4)
+    return start + await reader.readexactly((frame_size(start) or HEADER_BYTES) - len(start))
+
+
+def _with_port(address: SocketAddress, port: int) -> SocketAddress:
+    """The same host, in the same IPv6 scope, at another port."""
+    return (address[0], port) if len(address) == 2 else (address[0], port, address[2], address[3])

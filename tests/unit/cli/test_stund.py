@@ -1,0 +1,182 @@
+"""The command `stund`, as its user sees it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from nattools.cli import stund
+
+BINDING = bytes.fromhex("00010000 2112a442") + bytes(12)
+TIME_LIMIT_S = 20
+
+
+@contextlib.contextmanager
+def running(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A stund that is ended at the latest with the block."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nattools.cli.stund", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def start_line(process: subprocess.Popen[str]) -> str:
+    assert process.stderr is not None
+    return process.stderr.readline()
+
+
+def finished(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """The exit code, and what else was written."""
+    out, err = process.communicate(timeout=TIME_LIMIT_S)
+    return process.returncode, out, err
+
+
+def ports_in(line: str) -> list[int]:
+    words = line.removeprefix("stund: serving ").split(" (")[0].split(", ")
+    return [int(word.rpartition(":")[2]) for word in words]
+
+
+def ask(port: int, data: bytes = BINDING) -> bytes:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(TIME_LIMIT_S)
+        client.sendto(data, ("127.0.0.1", port))
+        return client.recv(2048)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_serves_until_a_signal_and_then_says_what_it_did(number: signal.Signals) -> None:
+    with running("127.0.0.1", "127.0.0.2", "--port", "0", "--alternate-port", "0") as process:
+        line = start_line(process)
+        ports = ports_in(line)
+        assert ports[:2] == ports[2:]
+        assert "127.0.0.1:" in line
+        assert "127.0.0.2:" in line
+        assert line.endswith("(UDP and TCP), NAT behaviour tests included\n")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.sendto(b"hello", ("127.0.0.1", ports[0]))
+        assert len(ask(ports[0])) == 56
+        process.send_signal(number)
+        assert finished(process) == (
+            0,
+            "",
+            "stund: stopped: 1 requests answered; dropped: 1 not STUN\n",
+        )
+
+
+def test_one_address_says_what_it_cannot_do() -> None:
+    with running("127.0.0.1", "--port", "0", "-v") as process:
+        line = start_line(process)
+        assert "cannot test NAT filtering: CHANGE-REQUEST is refused, OTHER-ADDRESS omitted" in line
+        [port] = ports_in(line)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.sendto(b"hello", ("127.0.0.1", port))
+        assert len(ask(port)) == 44
+        process.terminate()
+        code, out, err = finished(process)
+        assert (code, out) == (0, "")
+        assert f"to 127.0.0.1:{port}, 5 bytes: dropped (not STUN)" in err
+        assert f"to 127.0.0.1:{port}, 20 bytes: answered from 127.0.0.1:{port}" in err
+
+
+def test_by_default_every_ipv4_address_is_served() -> None:
+    with running("--port", "0") as process:
+        line = start_line(process)
+        assert line.startswith("stund: serving 0.0.0.0:")
+        assert len(ask(ports_in(line)[0])) == 44
+        process.terminate()
+        assert finished(process)[0] == 0
+
+
+def test_a_port_in_use_is_one_line() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+        with running("127.0.0.1", "--port", str(port)) as process:
+            code, out, err = finished(process)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"stund: cannot listen on 127.0.0.1, UDP port {port}: address already in use; ")
+    assert err.count("\n") == 1
+
+
+def test_an_address_of_another_machine_is_one_line() -> None:
+    with running("192.0.2.1", "--port", "0") as process:
+        code, out, err = finished(process)
+    assert (code, out) == (1, "")
+    assert err.startswith("stund: cannot listen on 192.0.2.1, UDP port 0: ")
+    assert "give an address of this machine" in err
+    assert err.count("\n") == 1
+
+
+def test_a_stderr_that_is_gone_does_not_stop_it() -> None:
+    read, write = os.pipe()
+    with subprocess.Popen(
+        [sys.executable, "-m", "nattools.cli.stund", "127.0.0.1", "--port", "0", "-v"], stderr=write
+    ) as process:
+        try:
+            os.close(write)
+            with os.fdopen(read) as lines:
+                [port] = ports_in(lines.readline())
+            for _ in range(2):
+                assert len(ask(port)) == 44
+            process.terminate()
+            assert process.wait(TIME_LIMIT_S) == 0
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["localhost"], "'localhost' is not an IP address"),
+        (["127.0.0.1:3478"], "'127.0.0.1:3478' is not an IP address"),
+        (["127.0.0.1", "::1"], "different families"),
+        (["127.0.0.1", "127.0.0.1"], "the same address"),
+        (["0.0.0.0", "127.0.0.1"], "both addresses must be named"),
+        (["127.0.0.1", "127.0.0.2", "--port", "3479"], "both 3479"),
+        (["127.0.0.1", "127.0.0.2", "127.0.0.3"], "unexpected extra argument"),
+        (["224.0.0.1"], "multicast"),
+        (["--port", "65536"], "65536"),
+        (["--port", "sip"], "sip"),
+        (["--no-such-option"], "--no-such-option"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(
+    arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as raised:
+        stund.main(arguments)
+    captured = capsys.readouterr()
+    assert raised.value.code == 2
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("stund: ")
+    assert complaint in captured.err
+
+
+def test_help_reads_like_a_manual(capsys: pytest.CaptureFixture[str]) -> None:
+    stund.main(["--help"])
+    text = capsys.readouterr().out
+    for section in ("ONE ADDRESS", "TWO ADDRESSES", "EXAMPLES", "SAFETY", "OUTPUT", "EXIT CODES"):
+        assert f"  {section}\n" in text
+    for option in ("--port PORT", "--alternate-port PORT", "-v, --verbose", "--version", "-h, --help"):
+        assert option in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    stund.main(["--version"])
+    assert capsys.readouterr().out.startswith("stund, version ")
