@@ -1,0 +1,1 @@
+"""The NAT laboratory: NATs of every kind on one Linux machine."""

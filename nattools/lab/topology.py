@@ -1,0 +1,239 @@
+"""The network of a laboratory: its hosts, their addresses, and the commands that set each of them up.
+
+::
+
+    client ------------------------------ router ---------------- public side
+    192.168.0.108      192.168.0.1  (lan)   (wan)  203.0.113.1    203.0.113.10  server
+                                                                  203.0.113.11  its alternate address
+    with a second NAT, nearer to the client:                      203.0.113.20  a stranger
+    client ---------- inner router ------ router ----------------
+    192.168.0.108     192.168.0.1         100.64.0.1
+                      100.64.0.108
+
+Where no router translates, the client has the public address 198.51.100.108, and with one router
+2001:db8:1::108 beside it, and is routed. The addresses are those of RFC 1918, RFC 6598, RFC 5737 and
+RFC 3849: none of them leads anywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+
+from nattools.endpoint import Endpoint
+from nattools.errors import LabError
+from nattools.lab.nat import LAN_INTERFACE, WAN_INTERFACE, NatKind, ruleset
+
+SERVER = Endpoint.of("203.0.113.10", 3478)
+ALTERNATE_SERVER = Endpoint.of("203.0.113.11", 3478)
+ALTERNATE_PORT = 3479
+STRANGER = Endpoint.of("203.0.113.20", 3478)
+SERVER_ENDPOINTS = tuple(
+    e.with_port(p) for e in (SERVER, ALTERNATE_SERVER) for p in (SERVER.port, ALTERNATE_PORT)
+)
+
+WAN_ADDRESS = "203.0.113.1"
+PUBLIC_INTERFACE = CLIENT_INTERFACE = "eth0"
+
+_REMOTE_ADDRESSES = tuple(str(endpoint.ip) for endpoint in (SERVER, ALTERNATE_SERVER, STRANGER))
+_HOME = IPv4Network("192.168.0.0/24")
+_CARRIER = IPv4Network("100.64.0.0/24")
+_ROUTED = IPv4Network("198.51.100.0/24")
+_ROUTER_HOST = 1
+_INSIDE_HOST = 108
+
+_PUBLIC_IPV6 = "2001:db8::"
+_CLIENT_IPV6 = "2001:db8:1::"
+
+_FORWARDING = {
+    "net/ipv4/ip_forward": "1",
+    # A datagram that hairpins leaves where it came in, which would tell the client to go round the router.
+    "net/ipv4/conf/all/send_redirects": "0",
+    "net/ipv4/conf/default/send_redirects": "0",
+}
+_FORWARDING_IPV6 = {
+    "net/ipv6/conf/all/forwarding": "1",
+    # A neighbour is asked for from the link-local address, which would be unusable for the first two seconds.
+    "net/ipv6/conf/default/accept_dad": "0",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A cable between two hosts, each named with the interface at its end."""
+
+    host: str
+    interface: str
+    peer: str
+    peer_interface: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostPlan:
+    """What makes a network namespace into one host of the laboratory."""
+
+    name: str
+    commands: tuple[str, ...]  # lines for `ip -batch`
+    commands_ipv6: tuple[str, ...] = ()  # the same, where the kernel has IPv6
+    ruleset: str = ""  # for `nft -f`
+    sysctls: tuple[tuple[str, str], ...] = ()  # path below /proc/sys, and value
+    sysctls_ipv6: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """A client behind `nat`, or behind `second_nat` (at home) and then `nat` (at the carrier).
+
+    `loss_percent` of the UDP datagrams are lost each way, at the router `nat`. With `hairpin` that router
+    returns what the client sends to its own public endpoint; only the cone kinds can. With `alternate_dead`
+    the server's second address neither receives nor sends. Raises `LabError` for a network that cannot be.
+    """
+
+    nat: NatKind
+    second_nat: NatKind | None = None
+    loss_percent: float = 0.0
+    hairpin: bool = False
+    alternate_dead: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.loss_percent <= 100:
+            raise LabError(f"a loss of {self.loss_percent} % is not between 0 and 100")
+        if self.hairpin and not self.nat.hairpins:
+            able = ", ".join(kind.value for kind in NatKind if kind.hairpins)
+            raise LabError(f"{self.nat.value} has no hairpinning: it can be had with {able}")
+
+    @property
+    def client_address(self) -> str:
+        """The address of the client's only interface."""
+        return str(self._client_network[_INSIDE_HOST])
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        """The cables, from the public side inward."""
+        inward = "router" if self.second_nat is None else "inner-router"
+        middle = Link("router", LAN_INTERFACE, "inner-router", WAN_INTERFACE)
+        return (
+            Link("public", PUBLIC_INTERFACE, "router", WAN_INTERFACE),
+            *([] if self.second_nat is None else [middle]),
+            Link(inward, LAN_INTERFACE, "client", CLIENT_INTERFACE),
+        )
+
+    @property
+    def hosts(self) -> tuple[HostPlan, ...]:
+        """The hosts, from the public side inward."""
+        inner = [] if self.second_nat is None else [self._inner_router(self.second_nat)]
+        return (self._public(), self._router(), *inner, self._client())
+
+    @property
+    def _client_network(self) -> IPv4Network:
+        translated = self.nat.translates or (self.second_nat is not None and self.second_nat.translates)
+        return _HOME if translated else _ROUTED
+
+    @property
+    def _middle_network(self) -> IPv4Network:
+        """The segment between the routers. Where only the inner one translates, the public side sees it."""
+        return _CARRIER if self.nat.translates or self._client_network is _ROUTED else _ROUTED
+
+    @property
+    def _has_ipv6(self) -> bool:
+        return self.second_nat is None and not self.nat.translates
+
+    def _public(self) -> HostPlan:
+        commands = [*_up("lo"), *_up(PUBLIC_INTERFACE)]
+        commands += [f"addr add {address}/24 dev {PUBLIC_INTERFACE}" for address in _REMOTE_ADDRESSES]
+        if not self.nat.translates:
+            commands.append(f"route add {_ROUTED} via {WAN_ADDRESS}")
+        commands_ipv6 = [f"addr add {_PUBLIC_IPV6}{n}/64 dev {PUBLIC_INTERFACE} nodad" for n in (10, 11, 20)]
+        commands_ipv6.append(f"route add {_CLIENT_IPV6}/64 via {_PUBLIC_IPV6}1")
+        return HostPlan(
+            "public",
+            tuple(commands),
+            commands_ipv6=tuple(commands_ipv6) if self._has_ipv6 else (),
+            ruleset=_dead_address(str(ALTERNATE_SERVER.ip)) if self.alternate_dead else "",
+        )
+
+    def _router(self) -> HostPlan:
+        network = self._client_network if self.second_nat is None else self._middle_network
+        commands = [*_up("lo"), *_up(WAN_INTERFACE), *_up(LAN_INTERFACE)]
+        commands.append(f"addr add {WAN_ADDRESS}/24 dev {WAN_INTERFACE}")
+        commands.append(f"addr add {network[_ROUTER_HOST]}/24 dev {LAN_INTERFACE}")
+        inside_address = str(network[_INSIDE_HOST])
+        if self.second_nat is not None and not self.second_nat.translates:
+            commands.append(f"route add {self._client_network} via {network[_INSIDE_HOST]}")
+            inside_address = self.client_address
+        commands_ipv6 = (
+            f"addr add {_PUBLIC_IPV6}1/64 dev {WAN_INTERFACE} nodad",
+            f"addr add {_CLIENT_IPV6}1/64 dev {LAN_INTERFACE} nodad",
+        )
+        return HostPlan(
+            "router",
+            tuple(commands),
+            commands_ipv6=commands_ipv6 if self._has_ipv6 else (),
+            ruleset=ruleset(
+                self.nat,
+                wan_address=WAN_ADDRESS,
+                inside_address=inside_address,
+                remote_addresses=_REMOTE_ADDRESSES,
+                loss_percent=self.loss_percent,
+                hairpin=self.hairpin,
+            ),
+            sysctls=tuple(_FORWARDING.items()),
+            sysctls_ipv6=tuple(_FORWARDING_IPV6.items()) if self._has_ipv6 else (),
+        )
+
+    def _inner_router(self, kind: NatKind) -> HostPlan:
+        middle = self._middle_network
+        return HostPlan(
+            "inner-router",
+            (
+                *_up("lo"),
+                *_up(WAN_INTERFACE),
+                *_up(LAN_INTERFACE),
+                f"addr add {middle[_INSIDE_HOST]}/24 dev {WAN_INTERFACE}",
+                f"addr add {self._client_network[_ROUTER_HOST]}/24 dev {LAN_INTERFACE}",
+                f"route add default via {middle[_ROUTER_HOST]}",
+            ),
+            ruleset=ruleset(
+                kind,
+                wan_address=str(middle[_INSIDE_HOST]),
+                inside_address=self.client_address,
+                remote_addresses=_REMOTE_ADDRESSES,
+            ),
+            sysctls=tuple(_FORWARDING.items()),
+        )
+
+    def _client(self) -> HostPlan:
+        commands = (
+            *_up("lo"),
+            *_up(CLIENT_INTERFACE),
+            f"addr add {self.client_address}/24 dev {CLIENT_INTERFACE}",
+            f"route add default via {self._client_network[_ROUTER_HOST]}",
+        )
+        commands_ipv6 = (
+            f"addr add {_CLIENT_IPV6}{_INSIDE_HOST}/64 dev {CLIENT_INTERFACE} nodad",
+            f"route add default via {_CLIENT_IPV6}1",
+        )
+        return HostPlan("client", commands, commands_ipv6=commands_ipv6 if self._has_ipv6 else ())
+
+
+def _up(interface: str) -> tuple[str]:
+    return (f"link set {interface} up",)
+
+
+def _dead_address(address: str) -> str:
+    """Make `address` neither receive nor send. It stays assigned: the router would report a missing one."""
+    return "\n".join(
+        [
+            "table ip lab {",
+            "chain input {",
+            "type filter hook input priority filter; policy accept;",
+            f"ip daddr {address} drop",
+            "}",
+            "chain output {",
+            "type filter hook output priority filter; policy accept;",
+            f"ip saddr {address} drop",
+            "}",
+            "}",
+            "",
+        ]
+    )

@@ -1,0 +1,141 @@
+"""What every test in the laboratory needs: the laboratory, or the reason why there is none."""
+
+from __future__ import annotations
+
+import select
+import socket
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import pytest
+
+from nattools.endpoint import Endpoint
+from nattools.lab.namespaces import why_unavailable
+from nattools.lab.topology import SERVER_ENDPOINTS, STRANGER
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from nattools.lab.namespaces import Host, Lab
+
+# Opens sockets where it runs and hands them to the test, which thereby has its feet on several hosts at once.
+_OPENER = """
+import socket, sys
+channel = socket.socket(fileno=0)
+for endpoint in sys.argv[2:]:
+    ip, port = endpoint.rsplit(" ", 1)
+    opened = socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET, int(sys.argv[1]))
+    opened.bind((ip, int(port)))
+    socket.send_fds(channel, [b"."], [opened.fileno()])
+"""
+
+
+PATIENCE_SECONDS = 10.0
+FENCE_SECONDS = 0.01  # for what may still be on its way behind a datagram that was sent after it
+
+
+class OpenSockets(Protocol):
+    """Open sockets on a host of a laboratory, one for each endpoint; they are closed when the test ends."""
+
+    def __call__(
+        self, host: Host, endpoints: Sequence[Endpoint], *, kind: socket.SocketKind = socket.SOCK_DGRAM
+    ) -> list[socket.socket]: ...
+
+
+def endpoint_of(sockname: tuple[str, int]) -> Endpoint:
+    return Endpoint.of(*sockname[:2])
+
+
+class Wire:
+    """A client's sockets and those of the public side, all in the hands of one test."""
+
+    def __init__(self, lab: Lab, open_sockets: OpenSockets, *, clients: int = 1) -> None:
+        self.lab = lab
+        home = Endpoint.of(lab.topology.client_address, 0)
+        self.clients = open_sockets(lab.client, [home] * clients)
+        endpoints = [*SERVER_ENDPOINTS, STRANGER]
+        self.public = dict(zip(endpoints, open_sockets(lab.public, endpoints), strict=True))
+
+    def send(self, client: socket.socket, destination: Endpoint) -> None:
+        client.sendto(b"out", (str(destination.ip), destination.port))
+
+    def receive(self, at: Endpoint) -> Endpoint:
+        """The source of the next datagram that comes to one of the public endpoints."""
+        received = next_datagram(self.public[at], PATIENCE_SECONDS)
+        assert received is not None, f"nothing came to {at}"
+        return received[1]
+
+    def mapped(self, client: socket.socket, destination: Endpoint) -> Endpoint:
+        """The public endpoint that a destination sees a client socket at."""
+        self.send(client, destination)
+        return self.receive(destination)
+
+    def who_reaches(self, client: socket.socket, mapped: Endpoint, last: Endpoint) -> set[Endpoint]:
+        """Which of the public endpoints can send to a mapping; `last` must be one that surely can."""
+        for sender in [*(e for e in self.public if e != last), last]:
+            self.public[sender].sendto(b"in", (str(mapped.ip), mapped.port))
+        reached = set(sources(client, until=last))
+        assert last in reached
+        return reached
+
+
+def next_datagram(at: socket.socket, seconds: float) -> tuple[bytes, Endpoint] | None:
+    if not select.select([at], [], [], seconds)[0]:
+        return None
+    data, source = at.recvfrom(2048)
+    return data, endpoint_of(source)
+
+
+def sources(at: socket.socket, *, until: Endpoint | None = None) -> Iterator[Endpoint]:
+    """Yield the sources of what arrives: up to and including `until`, and what was close behind it."""
+    while until is not None:
+        received = next_datagram(at, PATIENCE_SECONDS)
+        assert received is not None, f"nothing came from {until}"
+        yield received[1]
+        if received[1] == until:
+            break
+    while (received := next_datagram(at, FENCE_SECONDS)) is not None:
+        yield received[1]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.lab)
+
+
+@pytest.fixture(scope="session")
+def _missing() -> str | None:
+    return why_unavailable()
+
+
+@pytest.fixture(autouse=True)
+def _laboratory(_missing: str | None) -> None:
+    if _missing is not None:
+        pytest.skip(_missing)
+
+
+@pytest.fixture
+def open_sockets() -> Iterator[OpenSockets]:
+    """The function that opens sockets inside a laboratory, for a test that stays outside."""
+    with ExitStack() as opened:
+
+        def open_all(
+            host: Host, endpoints: Sequence[Endpoint], *, kind: socket.SocketKind = socket.SOCK_DGRAM
+        ) -> list[socket.socket]:
+            ours, theirs = socket.socketpair()
+            with ours, theirs:
+                names = [f"{endpoint.ip} {endpoint.port}" for endpoint in endpoints]
+                opener = host.popen(
+                    [sys.executable, "-I", "-S", "-c", _OPENER, str(kind.value), *names],
+                    stdin=theirs.fileno(),
+                )
+                theirs.close()
+                files = [socket.recv_fds(ours, 1, 1)[1] for _ in endpoints]
+                assert opener.wait(10) == 0
+            return [opened.enter_context(socket.socket(fileno=file)) for (file,) in files]
+
+        yield open_all

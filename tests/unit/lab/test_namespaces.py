@@ -1,0 +1,41 @@
+"""A laboratory that cannot be built says why, in one line."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+
+import pytest
+
+from nattools.errors import LabError
+from nattools.lab.namespaces import Lab, why_unavailable
+from nattools.lab.nat import NatKind
+from nattools.lab.topology import Topology
+
+
+@pytest.mark.parametrize("platform", ["darwin", "win32"])
+def test_it_needs_linux(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    with pytest.raises(LabError, match="needs Linux"), Lab(Topology(NatKind.OPEN)):
+        pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what is missing elsewhere is Linux")
+@pytest.mark.parametrize(("tool", "package"), [("ip", "iproute2"), ("nft", "nftables")])
+def test_a_missing_program_is_named_with_its_package(
+    tool: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def which(name: str, path: str) -> str | None:
+        return None if name == tool else f"/usr/sbin/{name}"
+
+    monkeypatch.setattr(shutil, "which", which)
+    assert why_unavailable() == (
+        f"the NAT laboratory needs the program {tool}: install {package} (apt install {package})"
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what is missing elsewhere is Linux")
+def test_a_python_that_does_not_start_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name, path: f"/usr/sbin/{name}")
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    assert "cannot be started" in str(why_unavailable())
