@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import signal
 import sys
@@ -152,13 +153,7 @@ def _leave_the_machine() -> None:
 
 def _build(plan: dict[str, Any]) -> dict[str, int]:
     """Make the hosts and links of the plan; return the open file of each host's network namespace."""
-    _system_call("mount", b"none", b"/", None, _MS_REC_SLAVE, None)
-    # A container may refuse a second /proc. Commands then see the machine's, with other PIDs than their own.
-    with contextlib.suppress(OSError):
-        _system_call("mount", b"proc", b"/proc", b"proc", _MS_NOSUID_NODEV_NOEXEC, None)
-    # The machine's name servers are out of reach. With none listed, a look-up asks 127.0.0.1, which refuses.
-    with contextlib.suppress(OSError):
-        _system_call("mount", b"/dev/null", b"/etc/resolv.conf", None, _MS_BIND, None)
+    _mount()
     ipv6 = os.path.exists("/proc/sys/net/ipv6")
     networks = {}
     for host in plan["hosts"]:
@@ -181,6 +176,22 @@ def _build(plan: dict[str, Any]) -> dict[str, int]:
             _run([plan["nft"], "-f", "-"], [host["ruleset"]])
         _run([plan["ip"], "-batch", "-"], [*host["commands"], *(host["commands_ipv6"] if ipv6 else [])])
     return networks
+
+
+def _mount() -> None:
+    """Give the laboratory a /proc and a resolv.conf of its own, where that can be done."""
+    try:
+        _system_call("mount", b"none", b"/", None, _MS_REC_SLAVE, None)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return  # a chroot in which / is no mount point: what is mounted here would show outside, too
+    # A container may refuse a second /proc. Commands then see the machine's, with other PIDs than their own.
+    with contextlib.suppress(OSError):
+        _system_call("mount", b"proc", b"/proc", b"proc", _MS_NOSUID_NODEV_NOEXEC, None)
+    # The machine's name servers are out of reach. With none listed, a look-up asks 127.0.0.1, which refuses.
+    with contextlib.suppress(OSError):
+        _system_call("mount", b"/dev/null", b"/etc/resolv.conf", None, _MS_BIND, None)
 
 
 def _set_up(sysctls: list[list[str]]) -> None:
@@ -236,12 +247,16 @@ def enter(holder: int, network: int, argv: list[str]) -> NoReturn:
 def _enter_namespaces(holder: int, network: int) -> None:
     root = f"/proc/{holder}"
     directory = os.getcwd()
+    root_directory = os.open(f"{root}/root", os.O_RDONLY)
     names = [f"{root}/ns/mnt", f"{root}/ns/pid", f"{root}/fd/{network}"]
     if not os.path.samefile(f"{root}/ns/user", "/proc/self/ns/user"):
         names.insert(0, f"{root}/ns/user")
     for file in [os.open(name, os.O_RDONLY) for name in names]:
         _system_call("setns", file, 0)
-    os.chdir(directory)  # entering the mount namespace went to its root
+    # Entering the mount namespace went to its root, which is not ours in a chroot.
+    os.fchdir(root_directory)
+    os.chroot(".")
+    os.chdir(directory)
 
 
 def _execute(argv: list[str], signals: set[signal.Signals]) -> NoReturn:
