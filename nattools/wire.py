@@ -19,6 +19,10 @@ class OpenIntEnum(IntEnum):
         member._value_ = value
         return member
 
+    def __reduce_ex__(self, _protocol: object) -> tuple[type[OpenIntEnum], tuple[int]]:
+        """Pickle by number: by name, as some Pythons do it, would lose the members without one."""
+        return type(self), (int(self),)
+
 
 class Reader:
     """Reads big-endian values off the front of `data`; raises `DecodeError` rather than read past the end."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -118,6 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(1)
     except (click.Abort, KeyboardInterrupt):  # SIGINT so early that nothing was served yet
         sys.exit(0)
+    finally:
+        _forget_what_stderr_refused()
 
 
 def _address(text: str) -> IPAddress:
@@ -138,6 +141,14 @@ def _log_to_stderr(verbose: bool) -> None:
     logger.propagate = False
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
     logging.raiseExceptions = False
+
+
+def _forget_what_stderr_refused() -> None:
+    """Python would try once more at its end, and make a failure of the server's exit code out of it."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 async def _serve(addresses: ServerAddresses) -> None:

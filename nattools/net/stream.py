@@ -40,6 +40,7 @@ class StreamConnection(asyncio.Protocol):
         self._closed = asyncio.get_running_loop().create_future()
         self._loss: TransportError | None = None
         self._closing = False
+        self._transport_closed = False
 
     @classmethod
     async def open(
@@ -131,8 +132,7 @@ class StreamConnection(asyncio.Protocol):
     def close(self) -> None:
         """End the connection, after what is still to be sent; no callback comes after that."""
         self._closing = True
-        if self._transport is not None:
-            self._transport.close()
+        self._close_transport()
 
     async def wait_closed(self) -> None:
         """Wait, but not for long, until the connection has ended."""
@@ -141,7 +141,7 @@ class StreamConnection(asyncio.Protocol):
                 async with asyncio.timeout(_CLOSE_TIMEOUT_S):
                     await asyncio.shield(self._closed)
         finally:
-            if self._transport is not None:
+            if self._transport is not None and not self._closed.done():
                 self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -181,7 +181,12 @@ class StreamConnection(asyncio.Protocol):
             return
         self._loss = loss
         self._buffer.clear()
-        if self._transport is not None:
-            self._transport.close()
+        self._close_transport()
         if not self._closing:
             self._on_lost(loss)
+
+    def _close_transport(self) -> None:
+        """Close it once: the TLS transport of Python 3.11.2 cannot be aborted after a second time."""
+        if self._transport is not None and not self._transport_closed:
+            self._transport_closed = True
+            self._transport.close()
