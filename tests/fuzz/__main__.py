@@ -6,10 +6,10 @@ import argparse
 import sys
 import traceback
 
-from tests.fuzz import stun_codec
+from tests.fuzz import stun_codec, stun_server
 from tests.fuzz.mutator import Target, run
 
-TARGETS: dict[str, Target] = {target.name: target for target in (stun_codec.TARGET,)}
+TARGETS: dict[str, Target] = {target.name: target for target in (stun_codec.TARGET, stun_server.TARGET)}
 """Every target; a new one is a module beside this file and a name in this line."""
 
 
