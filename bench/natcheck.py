@@ -12,7 +12,11 @@ import argparse
 import subprocess
 import sys
 import time
+from pathlib import Path
 from statistics import median
+
+if not __package__:  # run as a file
+    sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from rich.console import Console
 from rich.table import Table

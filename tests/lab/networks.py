@@ -20,8 +20,8 @@ NATCHECK = (sys.executable, "-m", "nattools.cli.natcheck")
 
 
 @contextmanager
-def built(network: TestNetwork, *, loss_percent: float = 0) -> Iterator[Lab]:
-    """The laboratory of a network, its server running."""
+def built(network: TestNetwork, *, loss_percent: float = 0, start_server: bool = True) -> Iterator[Lab]:
+    """The laboratory of a network, its server running unless the caller starts one."""
     topology = Topology(
         NatKind(network.nat),
         second_nat=NatKind(network.second_nat) if network.second_nat else None,
@@ -30,8 +30,8 @@ def built(network: TestNetwork, *, loss_percent: float = 0) -> Iterator[Lab]:
         alternate_dead=network.server == "alternate-dead",
     )
     ignores = network.server == "ignores-change"
-    with Lab(topology, start_server=not ignores) as lab:
-        if ignores:
+    with Lab(topology, start_server=start_server and not ignores) as lab:
+        if start_server and ignores:
             server = lab.public.popen(
                 [sys.executable, "-m", "tests.fakes.defective_server", "ignore"], cwd=ROOT
             )
