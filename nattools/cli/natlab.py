@@ -49,8 +49,9 @@ THE NETWORK
 \b
 COMMAND
   has your terminal, stdin, directory and environment, with NATCHECK_SERVER={SERVER} added,
-  which natcheck reads. It receives your signals. Whatever it leaves running ends with it, also when natlab
-  itself is killed. To an ordinary user it looks as if it ran as root; towards the machine it does not.
+  which natcheck reads, and natcheck itself at the end of PATH. It receives your signals. Whatever it
+  leaves running ends with it, also when natlab itself is killed. To an ordinary user it looks as if it
+  ran as root; towards the machine it does not.
 
 \b
 EXAMPLES
@@ -142,7 +143,9 @@ def list_kinds(as_json: bool) -> None:
 
 def _run(topology: Topology, command: Sequence[str]) -> int:
     with Lab(topology) as lab, _terminal():
-        environment = {**os.environ, "NATCHECK_SERVER": str(SERVER)}
+        # natcheck stands beside natlab, also where only natlab's full path was typed
+        path = os.pathsep.join([os.environ.get("PATH", os.defpath), os.path.dirname(sys.executable)])
+        environment = {**os.environ, "PATH": path, "NATCHECK_SERVER": str(SERVER)}
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would take away the command's status
         process = lab.client.popen(command, env=environment, foreground=True)
         process.returncode = attend(process.pid)

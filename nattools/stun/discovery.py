@@ -54,9 +54,8 @@ _MOST_HAIRPIN_PROBES = 5
 _LOSS_PRIOR_PACKETS = 40  # how much the feared loss weighs against the loss seen
 _FIRST_INTERVALS_S = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 _TCP_AFTER_S = 0.15
-_PLAIN_FLOOR_S = 0.05
+_PLAIN_FLOOR_S = 0.04
 _BURST_FLOOR_S = 0.02
-_BLOCKED_FLOOR_S = 0.03
 _GRACE_FLOOR_S = 0.05
 _TIMER_SLACK_S = 0.001
 _BURST_PER_RTT = 4
@@ -337,7 +336,7 @@ class Discovery:
         rtt_s = self._rtt_s
         last = len(probe.sent) >= probe.most
         if rtt_s is None and self._tcp_rtt_s is not None:
-            return max(_BLOCKED_FLOOR_S, self._tcp_rtt_s / _BURST_PER_RTT)
+            return max(_BURST_FLOOR_S, self._tcp_rtt_s / _BURST_PER_RTT)
         if rtt_s is None:
             return _FIRST_INTERVALS_S[min(len(probe.sent), len(_FIRST_INTERVALS_S)) - 1]
         if probe.question in _BURSTS:

@@ -163,6 +163,18 @@ def test_options_after_the_command_are_the_command_s() -> None:
     assert done.stdout == "--nat --help -n\n"
 
 
+def test_natcheck_is_found_where_only_natlab_s_full_path_was_typed() -> None:
+    done = subprocess.run(
+        [*RUN, "natcheck", "--json"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    assert '"nat_type"' in done.stdout, done.stderr
+
+
 def test_streams_directory_and_environment_pass_through(tmp_path: Path, mark: str) -> None:
     script = 'cat; pwd; echo "$NATCHECK_SERVER $WORD"; echo wrong >&2'
     done = subprocess.run(
