@@ -153,6 +153,9 @@ def main(
     if len(addresses) > _MOST_SERVERS:
         raise click.UsageError(f"{len(addresses)} servers; {_MOST_SERVERS} at the most.")
     family: Family | None = 4 if ipv4 else 6 if ipv6 else local.version if local else None
+    for address in addresses:
+        if family is not None and address.ip is not None and address.ip.version != family:
+            raise click.UsageError(f"{address.host} is not an IPv{family} address.")
     if local is not None and family != local.version:
         raise click.UsageError(f"--local-address {local} is not an IPv{family} address.")
     try:

@@ -1,0 +1,45 @@
+"""Each example runs as it stands."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.unit.cli.test_natcheck import needs_second_loopback, stund
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+TIME_LIMIT_S = 30
+
+
+def output_of(name: str, *arguments: str) -> str:
+    command = [sys.executable, "-W", "error", str(EXAMPLES / name), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIME_LIMIT_S, check=True)
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_the_embedded_server() -> None:
+    assert "I am seen as 127.0.0.1:" in output_of("embedded_server.py")
+
+
+@needs_second_loopback
+def test_the_embedded_check() -> None:
+    assert "NAT type   open" in output_of("check_embedded.py")
+
+
+@needs_second_loopback
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("public_address_stun.py", "public  127.0.0.1:"), ("verdict.py", "open: we are 127.0.0.1:")],
+)
+def test_those_that_ask_a_server(name: str, words: str) -> None:
+    with stund("127.0.0.1", "127.0.0.2") as server:
+        assert words in output_of(name, server)
+
+
+def test_every_example_is_tried_here() -> None:
+    tried = Path(__file__).read_text(encoding="utf-8")
+    assert all(path.name in tried for path in EXAMPLES.glob("*.py"))
