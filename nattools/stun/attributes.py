@@ -19,6 +19,8 @@ from nattools.wire import OpenIntEnum, Reader
 
 T = TypeVar("T")
 
+_SHOWN_CHARACTERS = 80
+
 COMPREHENSION_OPTIONAL = 0x8000
 """From this number on an attribute that is not understood may be ignored (RFC 8489 §14)."""
 
@@ -114,6 +116,11 @@ class Error:
 
     code: int
     reason: str = ""
+
+    def __str__(self) -> str:
+        """For people: what a server writes into the phrase must not steer a terminal."""
+        phrase = "".join(character for character in self.reason if character.isprintable())
+        return f"{self.code} {phrase[:_SHOWN_CHARACTERS]}".rstrip()
 
 
 @dataclass(frozen=True, slots=True)

@@ -211,5 +211,5 @@ def _is_stripped(response: Message) -> bool:
 
 
 def _refusal(error: Error, text: str) -> AuthenticationError:
-    message = f"{text} (error {error.code} {error.reason})"
+    message = f"{text} (error {error})"
     return AuthenticationError(message, code=error.code, reason=error.reason)

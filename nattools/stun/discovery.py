@@ -393,7 +393,7 @@ class Discovery:
         probe.source = source
         probe.rtt_s = now - probe.sent[message.transaction_id]
         if error is not None or mapped is None:
-            probe.detail = f"error {error.code} {error.reason}".strip() if error else "no mapped address"
+            probe.detail = f"error {error}" if error else "no mapped address"
             self._settle(probe, Outcome.REFUSED, now)
             return
         probe.mapped = mapped

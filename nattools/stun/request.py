@@ -208,7 +208,7 @@ class Request:
         """Get the next protection out of a 401 or 438 (RFC 8489 §9.2.5)."""
         if not isinstance(self._credentials, LongTerm):
             raise AuthenticationError(
-                f"{self.server} refuses the {self._method.name} request: {error.code} {error.reason}; "
+                f"{self.server} refuses the {self._method.name} request: {error}; "
                 "it wants the user name and password of an account (long-term credentials)",
                 code=error.code,
                 reason=error.reason,
@@ -217,7 +217,7 @@ class Request:
         if self._challenges > MOST_CHALLENGES:
             raise AuthenticationError(
                 f"{self.server} does not stop asking: {self._challenges} challenges in a row, "
-                f"the last one {error.code} {error.reason}",
+                f"the last one {error}",
                 code=error.code,
                 reason=error.reason,
             )
@@ -252,7 +252,7 @@ class Request:
         return Redirected(server, response.get(ALTERNATE_DOMAIN))
 
     def _refusal(self, response: Message, error: Error) -> str:
-        text = f"{self.server} answers the {self._method.name} request with error {error.code} {error.reason}"
+        text = f"{self.server} answers the {self._method.name} request with error {error}"
         unknown = response.get(UNKNOWN_ATTRIBUTES) if error.code == ErrorCode.UNKNOWN_ATTRIBUTE else None
         if unknown:
             text += f"; it does not know {', '.join(map(attribute_name, unknown))}"

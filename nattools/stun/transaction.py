@@ -214,7 +214,7 @@ class Transaction:
     def _refuse(self, response: Message, reason: str) -> None:
         """Ignore a response without integrity; on a stream no other will come (RFC 8489 §9.1.4, §9.2.5)."""
         error = error_of(response)
-        self._refused = f"{reason} (it says {error.code} {error.reason})" if error else reason
+        self._refused = f"{reason} (it says {error})" if error else reason
         if self._reliable:
             self._fail(self._integrity_error(self._refused))
 

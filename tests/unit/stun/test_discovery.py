@@ -143,6 +143,11 @@ def test_an_error_response_is_a_refusal_with_its_code() -> None:
     assert (binding.outcome, binding.detail) == (Outcome.REFUSED, "error 401 Unauthorized")
 
 
+def test_what_a_server_writes_cannot_steer_a_terminal() -> None:
+    assert str(Error(400, "a\x1b[2J\x9b2J\r\nb" + "c" * 1000)) == "400 a[2J2Jb" + "c" * 73
+    assert str(Error(400)) == "400"
+
+
 def test_tcp_is_wanted_after_a_moment_of_silence_and_then_sets_the_pace() -> None:
     machine = discovery()
     now = 0.0
