@@ -2,31 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import product
+
 import pytest
 
 from nattools.stun.discovery import MOST_PACKETS
-from tests.lab.networks import built, natcheck
+from tests.lab.networks import Run, built, natcheck
 from tests.networks import NETWORKS, TestNetwork, contradicts
 
 EXIT_STATUS = {"inconclusive": 4, "blocked": 3}
+RUNS = {0: 10, 20: 3}  # by the loss in percent, each way
+LABS_AT_ONCE = 4  # most of a run is waiting
+
+Runs = Mapping[tuple[str, int], Future[list[Run]]]
+
+
+def run_in_a_row(network: TestNetwork, loss_percent: int) -> list[Run]:
+    with built(network, loss_percent=loss_percent) as lab:
+        return [natcheck(lab) for _ in range(RUNS[loss_percent])]
+
+
+@pytest.fixture(scope="module")
+def runs() -> Iterator[Runs]:
+    """All runs of this file, each network in a laboratory of its own, several of them side by side."""
+    with ThreadPoolExecutor(LABS_AT_ONCE) as pool:
+        yield {
+            (network.name, loss): pool.submit(run_in_a_row, network, loss)
+            for loss, network in product(RUNS, NETWORKS)
+        }
+        pool.shutdown(cancel_futures=True)
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda n: n.name)
-def test_ten_runs_in_a_row_give_ten_right_and_equal_verdicts(network: TestNetwork) -> None:
-    with built(network) as lab:
-        runs = [natcheck(lab) for _ in range(10)]
-    assert [run.said for run in runs] == [network.expected] * 10
-    assert {run.status for run in runs} == {EXIT_STATUS.get(network.expected.nat_type, 0)}
-    assert all(run.document["packets_sent"] <= MOST_PACKETS for run in runs)
+def test_ten_runs_in_a_row_give_ten_right_and_equal_verdicts(network: TestNetwork, runs: Runs) -> None:
+    ten = runs[network.name, 0].result()
+    assert [run.said for run in ten] == [network.expected] * 10
+    assert {run.status for run in ten} == {EXIT_STATUS.get(network.expected.nat_type, 0)}
+    assert all(run.document["packets_sent"] <= MOST_PACKETS for run in ten)
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda n: n.name)
-def test_twenty_percent_loss_each_way_fools_nobody(network: TestNetwork) -> None:
-    with built(network, loss_percent=20) as lab:
-        for _ in range(3):
-            run = natcheck(lab)
-            assert not contradicts(run.said, network.expected), run.document["reasons"]
-            assert run.document["packets_sent"] <= MOST_PACKETS
+def test_twenty_percent_loss_each_way_fools_nobody(network: TestNetwork, runs: Runs) -> None:
+    for run in runs[network.name, 20].result():
+        assert not contradicts(run.said, network.expected), run.document["reasons"]
+        assert run.document["packets_sent"] <= MOST_PACKETS
 
 
 def test_the_same_local_port_again_and_again_gives_the_same_verdict() -> None:
