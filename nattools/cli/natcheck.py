@@ -12,7 +12,7 @@ from ipaddress import ip_address
 
 import click
 
-from nattools.cli import output
+from nattools.cli import EXIT_INTERRUPTED, output
 from nattools.endpoint import Endpoint, IPAddress
 from nattools.errors import DecodeError, LocalAddressError, NatToolsError, ResolveError, TransportError
 from nattools.net.dns import Family, resolve
@@ -29,7 +29,7 @@ DEFAULT_SERVERS = (
 )
 """Asked when neither an argument nor NATCHECK_SERVER names a server."""
 
-EXIT_VERDICT, EXIT_USAGE, EXIT_NO_ANSWER, EXIT_INCONCLUSIVE, EXIT_INTERRUPTED = 0, 2, 3, 4, 130
+EXIT_VERDICT, EXIT_USAGE, EXIT_NO_ANSWER, EXIT_INCONCLUSIVE = 0, 2, 3, 4
 
 _MOST_SERVERS = 4
 _RESOLVE_S = 3.0
@@ -160,16 +160,17 @@ def main(
         raise click.UsageError(f"--local-address {local} is not an IPv{family} address.")
     try:
         seen = asyncio.run(_check(addresses, family, local, local_port, timeout))
-    except KeyboardInterrupt:
+        verdict = classify(seen)
+        if as_json:
+            output.print_json(_document(verdict, seen, time.monotonic() - started))
+        else:
+            _show(verdict, seen, verbose=verbose)
+    except KeyboardInterrupt:  # click would say "Aborted!" and end with 1
         sys.exit(EXIT_INTERRUPTED)
     except NatToolsError as error:
         _no_answer(error, as_json)
-    verdict = classify(seen)
-    if as_json:
-        output.print_json(_document(verdict, seen, time.monotonic() - started))
     else:
-        _show(verdict, seen, verbose=verbose)
-    sys.exit(_status(verdict, seen))
+        sys.exit(_status(verdict, seen))
 
 
 async def _check(

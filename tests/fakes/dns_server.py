@@ -22,7 +22,7 @@ class _StubDns(asyncio.DatagramProtocol):
         self._deaf_to = deaf_to
         self._asked = asked
 
-    def connection_made(self, transport: asyncio.DatagramTransport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.DatagramTransport) -> None:  # type: ignore[override]  # asyncio gives this kind
         self._transport = transport
 
     def datagram_received(self, data: bytes, address: tuple[str, int]) -> None:

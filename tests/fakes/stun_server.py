@@ -232,7 +232,7 @@ class _Datagrams(asyncio.DatagramProtocol):
     def __init__(self, fake: FakeServer) -> None:
         self._fake = fake
 
-    def connection_made(self, transport: asyncio.DatagramTransport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.DatagramTransport) -> None:  # type: ignore[override]  # asyncio gives this kind
         self._transport = transport
         self._fake.transports.append(transport)
 
@@ -246,7 +246,7 @@ class _Stream(asyncio.Protocol):
         self._fake = fake
         self._buffer = b""
 
-    def connection_made(self, transport: asyncio.WriteTransport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.WriteTransport) -> None:  # type: ignore[override]  # asyncio gives this kind
         self._transport = transport
         self._fake.connections.append(transport)
         self._ended = asyncio.get_running_loop().create_future()

@@ -166,7 +166,7 @@ def test_a_server_that_stalls_does_not_look_like_a_filter(network: TestNetwork) 
     def stall() -> float:
         return max(0.01, began + 1.0 - internet.now) if internet.now > began + 0.005 else 0.002
 
-    internet._one_way = stall  # type: ignore[method-assign]
+    internet._one_way = stall  # type: ignore[method-assign]  # a clock that stands still
     assert words(verdict(internet)) == network.expected
 
 

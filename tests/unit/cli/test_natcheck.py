@@ -148,7 +148,7 @@ def test_output_fits_a_narrow_terminal_and_has_no_colour_in_a_pipe() -> None:
         (("--timeout", "0", "127.0.0.1"), "is not in the range"),
         (("--timeout", "nan", "127.0.0.1"), "is not"),
         (("--local-port", "70000", "127.0.0.1"), "is not in the range"),
-        (("1.1.1.1", "1.1.1.2", "1.1.1.3", "1.1.1.4", "1.1.1.5"), "at the most"),
+        (("127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.5"), "at the most"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )

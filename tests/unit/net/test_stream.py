@@ -41,7 +41,7 @@ class _Peer(asyncio.Protocol):
         self._arrivals = arrivals
         self._gone = asyncio.Event()
 
-    def connection_made(self, transport: asyncio.WriteTransport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.WriteTransport) -> None:  # type: ignore[override]  # asyncio gives this kind
         self._arrivals.put_nowait((transport.get_extra_info("peername")[1], self._gone))
         transport.write(self._first_words)
         if self._then == "close":
@@ -122,7 +122,7 @@ class Listener:
             frame_size=one_byte_length,
             on_frame=self.on_frame,
             on_lost=self.on_lost,
-            **options,  # type: ignore[arg-type]
+            **options,  # type: ignore[arg-type]  # of several types
         )
 
     async def until(self, condition: Callable[[], object]) -> None:

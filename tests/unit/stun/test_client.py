@@ -233,7 +233,7 @@ class TestFailures:
         self, server: str, options: dict[str, object], error: type[Exception]
     ) -> None:
         async def main() -> None:
-            async with StunClient.open(server, **options):  # type: ignore[arg-type]
+            async with StunClient.open(server, **options):  # type: ignore[arg-type]  # of several types
                 pass
 
         with pytest.raises(error):

@@ -210,7 +210,7 @@ class TestLongTerm:
     def test_the_first_known_algorithm_is_chosen_and_the_offer_returned(
         self, offered: tuple[object, ...], chosen: object
     ) -> None:
-        conversation = Conversation(LongTermServer(USERS, algorithms=offered), ALICE)  # type: ignore[arg-type]
+        conversation = Conversation(LongTermServer(USERS, algorithms=offered), ALICE)  # type: ignore[arg-type]  # hostile
         conversation.response()
         assert conversation.last.get(PASSWORD_ALGORITHM) == chosen
         assert conversation.last.get(PASSWORD_ALGORITHMS) == offered
@@ -284,7 +284,7 @@ class TestLongTerm:
 
     @pytest.mark.parametrize("missing", [REALM, NONCE])
     def test_a_challenge_without_realm_or_nonce_ends_it(self, missing: object) -> None:
-        conversation = Conversation(without(LongTermServer(USERS), missing.type), ALICE)  # type: ignore[attr-defined]
+        conversation = Conversation(without(LongTermServer(USERS), missing.type), ALICE)  # type: ignore[attr-defined]  # has one
         assert isinstance(conversation.failure(), AuthenticationError)
         assert len(conversation.asked) == 1
 
