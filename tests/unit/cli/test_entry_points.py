@@ -1,0 +1,29 @@
+"""The entry points of the commands, as pyproject.toml names them."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from nattools import cli
+
+SCRIPTS = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8"))
+COMMANDS = SCRIPTS["project"]["scripts"]
+
+
+@pytest.mark.parametrize(("command", "target"), COMMANDS.items())
+def test_ctrl_c_during_the_imports_is_quiet(
+    command: str, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(name: str) -> None:
+        assert name == f"nattools.cli.{command}"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "import_module", interrupted)
+    module, _, function = target.partition(":")
+    with pytest.raises(SystemExit) as ended:
+        getattr(import_module(module), function)()
+    assert ended.value.code == cli.EXIT_INTERRUPTED
