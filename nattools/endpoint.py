@@ -1,14 +1,21 @@
-"""A transport address: IP and port, how it is written, and what kind of address it is."""
+"""A transport address: IP and port, how it is written, what kind of address it is, and of which protocol."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, IntEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from nattools.errors import DecodeError
 
 IPAddress = IPv4Address | IPv6Address
+
+
+class TransportProtocol(IntEnum):
+    """What a port is a port of, by its IANA protocol number."""
+
+    TCP = 6
+    UDP = 17
 
 
 class AddressClass(Enum):

@@ -9,10 +9,15 @@
     |-- TransportError            a socket or address that cannot be used
     |   |-- LocalAddressError     a local address or port that this machine cannot give
     |   |-- ResolveError          a host name without an address
-    |   `-- NoResponseError       a request that nobody answered in time
+    |   |-- NoResponseError       a request that nobody answered in time
+    |   `-- DisconnectedError     a peer that ended the connection instead of answering
     |-- ResponseError             a STUN error response; carries `code` and `reason`
     |   |-- AuthenticationError   the credentials were refused, or the reply fails its integrity check
     |   `-- RedirectError         ALTERNATE-SERVER went in a circle, or nowhere
+    |-- MappingError              a port mapping that cannot be had, renewed or removed
+    |   |-- NoRouterError         no router answered any of the protocols that were asked
+    |   |-- UpnpError             a UPnP error; carries `code`; each code has a class in upnp/faults.py
+    |   `-- PcpError              a PCP or NAT-PMP result other than success; carries `code`
     `-- LabError                  the NAT laboratory cannot be built on this machine
 
 Every message says what was tried, with whom, what came back, and what can be done about it.
@@ -53,6 +58,10 @@ class NoResponseError(TransportError):
     """Nobody answered the request before its transaction timed out."""
 
 
+class DisconnectedError(TransportError):
+    """The peer closed or reset the connection before its answer was whole."""
+
+
 class ResponseError(NatToolsError):
     """A STUN error response (RFC 8489 §14.8)."""
 
@@ -68,6 +77,30 @@ class AuthenticationError(ResponseError):
 
 class RedirectError(ResponseError):
     """A 300 Try Alternate led in a circle or named no server (RFC 8489 §10)."""
+
+
+class MappingError(NatToolsError):
+    """A port mapping cannot be had, renewed or removed."""
+
+
+class NoRouterError(MappingError):
+    """No router answered by UPnP, PCP or NAT-PMP."""
+
+
+class UpnpError(MappingError):
+    """A router refused a UPnP action (UPnP Device Architecture §3.2.2)."""
+
+    def __init__(self, message: str, *, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class PcpError(MappingError):
+    """A router refused a PCP or NAT-PMP request (RFC 6887 §7.4, RFC 6886 §3.5)."""
+
+    def __init__(self, message: str, *, code: int) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class LabError(NatToolsError):
