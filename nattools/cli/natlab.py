@@ -13,14 +13,16 @@ import click
 from nattools.cli import output
 from nattools.errors import LabError
 from nattools.lab.holder import EXIT_CANNOT_RUN, EXIT_LAB, EXIT_NOT_FOUND, attend, end_as
+from nattools.lab.igd import Igd
 from nattools.lab.namespaces import Lab
 from nattools.lab.nat import MEANINGS, NatKind, behavior
-from nattools.lab.topology import SERVER, Topology
+from nattools.lab.topology import IGD_KINDS, SERVER, Topology
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _KINDS = click.Choice([kind.value for kind in NatKind])
+_IGD_NAT = NatKind.PORT_RESTRICTED_CONE
 _HELP_OPTIONS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 _HELP = """Run a command behind a NAT of the kind you name, on this machine alone.
@@ -34,6 +36,7 @@ EXAMPLES
   natlab list                                        the kinds of NAT
   natlab run --nat symmetric -- natcheck             what natcheck says of one of them
   natlab run --nat port-restricted-cone -- bash      look around in a shell
+  natlab run --igd 2 -- natmap status                a router that grants mappings
   natlab run --help                                  the network, and all options
 """
 
@@ -44,6 +47,8 @@ THE NETWORK
   COMMAND's host   192.168.0.108 behind the router's public address 203.0.113.1, or 198.51.100.108
                    where nothing is translated (open, symmetric-firewall)
   a STUN server    203.0.113.10 and 203.0.113.11, ports 3478 and 3479: stund, over UDP and TCP
+  with --igd       a miniupnpd on the router, 192.168.0.1, whose public address is then 11.22.33.2; and
+                   IPv6, 2001:db8:1::108, which nobody outside reaches without asking for a pinhole
   and that is all  the machine's own network, and its name servers, are out of reach
 
 \b
@@ -59,6 +64,7 @@ EXAMPLES
   natlab run --nat restricted-cone --loss 20 -- natcheck --json
   natlab run --nat symmetric --second-nat port-restricted-cone -- natcheck    a carrier's NAT and one at home
   natlab run --nat port-restricted-cone --hairpin -- sh -c 'tcpdump -n udp & natcheck; sleep 1'
+  natlab run --igd 1 --nat symmetric -- natmap add 5060 --udp
 
 \b
 EXIT STATUS
@@ -79,10 +85,13 @@ def main() -> None:
 @main.command(
     help=_RUN_HELP,
     context_settings={**_HELP_OPTIONS, "allow_interspersed_args": False},
-    options_metavar="--nat KIND [OPTIONS] --",
+    options_metavar="--nat KIND | --igd VERSION [OPTIONS] --",
 )
 @click.option(
-    "--nat", type=_KINDS, required=True, metavar="KIND", help="The NAT; natlab list names the kinds."
+    "--nat",
+    type=_KINDS,
+    metavar="KIND",
+    help=f"The NAT; natlab list names the kinds. With --igd it is {_IGD_NAT.value} unless named.",
 )
 @click.option(
     "--second-nat", type=_KINDS, metavar="KIND", help="One more, at home: --nat is then the carrier's."
@@ -98,15 +107,32 @@ def main() -> None:
     "--hairpin/--no-hairpin",
     help="Whether --nat returns what is sent to its own public endpoints (the cone kinds; default: no).",
 )
+@click.option(
+    "--igd",
+    type=click.Choice(["1", "2"]),
+    metavar="VERSION",
+    help=f"A real miniupnpd on the router answers UPnP (InternetGatewayDevice:1 or :2), NAT-PMP and PCP"
+    f" ({' and '.join(kind.value for kind in IGD_KINDS)}; needs the package miniupnpd-nftables).",
+)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="COMMAND...")
-def run(nat: str, second_nat: str | None, loss: float, hairpin: bool, command: tuple[str, ...]) -> NoReturn:
+def run(
+    nat: str | None,
+    second_nat: str | None,
+    loss: float,
+    hairpin: bool,
+    igd: str | None,
+    command: tuple[str, ...],
+) -> NoReturn:
     """Build the network, run the command, end as it ended."""
+    if nat is None and igd is None:
+        raise click.MissingParameter(param_type="option", param_hint="'--nat'")
     try:
         topology = Topology(
-            NatKind(nat),
+            _IGD_NAT if nat is None else NatKind(nat),
             None if second_nat is None else NatKind(second_nat),
             loss_percent=loss,
             hairpin=hairpin,
+            igd=None if igd is None else Igd(version=int(igd)),
         )
     except LabError as error:
         raise click.UsageError(str(error)) from error
@@ -151,6 +177,8 @@ def _run(topology: Topology, command: Sequence[str]) -> int:
         process.returncode = attend(process.pid)
         if lab.server is not None and lab.server.poll() is not None:
             output.warn("natlab", f"the STUN server ended too early, with status {lab.server.returncode}")
+        if topology.igd is not None and lab.igd.returncode is not None:
+            output.warn("natlab", f"the router's miniupnpd ended too early, with status {lab.igd.returncode}")
         return process.returncode
 
 

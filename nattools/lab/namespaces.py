@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING
 
 from nattools.errors import LabError
 from nattools.lab import holder
+from nattools.lab.igd import Igd, RunningIgd
 from nattools.lab.nat import NatKind
 from nattools.lab.topology import ALTERNATE_SERVER, SERVER, SERVER_ENDPOINTS, Topology
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 _SERVER_SECONDS = 5.0
 _CLOSE_SECONDS = 5.0
 _POLL_SECONDS = 0.005
-_PACKAGES = {"ip": "iproute2", "nft": "nftables"}
+_PACKAGES = {"ip": "iproute2", "nft": "nftables", "miniupnpd": "miniupnpd-nftables"}
 _TCP_LISTEN = "0A"  # net/tcp_states.h, as /proc/net/tcp writes it
 
 _File = int | IO[str] | IO[bytes] | None
@@ -120,9 +121,9 @@ class Host:
 class Lab:
     """The network of a topology, as long as the `with` block lasts, and no longer than this process.
 
-    The public side runs `stund` on both addresses unless `start_server` is false. Entering raises
-    `LabError` when the network cannot be built or the server does not come up. The hosts are there inside the
-    block only.
+    The public side runs `stund` on both addresses unless `start_server` is false; the router runs miniupnpd
+    where the topology has an `igd`. Entering raises `LabError` when the network cannot be built or a server
+    does not come up. The hosts are there inside the block only.
     """
 
     client: Host
@@ -136,10 +137,21 @@ class Lab:
         self._process: subprocess.Popen[str] | None = None
         self._holder = 0
         self._hosts: dict[str, Host] = {}
+        self._igd: RunningIgd | None = None
+
+    @property
+    def igd(self) -> RunningIgd:
+        """The daemon on the router that can be asked for mappings. Raises `LabError` where there is none."""
+        if self._igd is None:
+            raise LabError("nobody on this laboratory's router grants mappings: give its topology an Igd")
+        return self._igd
 
     def __enter__(self) -> Lab:
         try:
             self._build()
+            if self.topology.igd is not None:
+                self._igd = RunningIgd(self.topology.igd, self.router, _find_tool)
+                self._igd.start()
             if self._start_server:
                 self._serve()
         except BaseException:
@@ -168,6 +180,8 @@ class Lab:
             process.wait(_CLOSE_SECONDS)
         for host in self._hosts.values():
             host.reap(_CLOSE_SECONDS)
+        if self._igd is not None:
+            self._igd.close()
 
     def wait_until_bound(self, process: Process, endpoints: Iterable[Endpoint], *, tcp: bool = False) -> None:
         """Wait until a server on the public side has sockets on all the endpoints.
@@ -196,7 +210,7 @@ class Lab:
         if sys.platform != "linux":
             raise LabError("the NAT laboratory needs Linux: it is made of network namespaces and nftables")
         plan = {
-            **{tool: _find_tool(tool) for tool in _PACKAGES},
+            **{tool: _find_tool(tool) for tool in ("ip", "nft")},
             "hosts": [dataclasses.asdict(host) for host in self.topology.hosts],
             "links": [dataclasses.asdict(link) for link in self.topology.links],
         }
@@ -254,6 +268,15 @@ def why_unavailable() -> str | None:
     """Say why no laboratory can be built on this machine, by trying; None when one can."""
     try:
         with Lab(Topology(NatKind.FULL_CONE), start_server=False):
+            return None
+    except LabError as error:
+        return str(error)
+
+
+def why_no_igd() -> str | None:
+    """Say why no laboratory on this machine can have an `Igd`, by trying; None when one can."""
+    try:
+        with Lab(Topology(NatKind.PORT_RESTRICTED_CONE, igd=Igd()), start_server=False):
             return None
     except LabError as error:
         return str(error)

@@ -112,15 +112,15 @@ def ruleset(
     """
     sets: list[str] = []
     chains = [
-        _chain("forward", "filter hook forward", "filter", [*_loss(loss_percent), *_forward(kind)], "drop")
+        chain("forward", "filter hook forward", "filter", [*loss(loss_percent), *_forward(kind)], "drop")
     ]
     if kind.translates:
         # The router serves nobody. A new datagram that no mapping wants is dropped before conntrack keeps it:
         # kept, it would hold the tuple, and the client's own packet would get another port. Nor is there an
         # ICMP port unreachable for it, or for what does not hairpin: most home routers are silent.
-        chains.append(_chain("input", "filter hook input", "filter", ["meta l4proto { tcp, udp } drop"]))
+        chains.append(chain("input", "filter hook input", "filter", ["meta l4proto { tcp, udp } drop"]))
         source_nat = _source_nat(kind, wan_address, remote_addresses, hairpin)
-        chains.append(_chain("postrouting", "nat hook postrouting", "srcnat", source_nat))
+        chains.append(chain("postrouting", "nat hook postrouting", "srcnat", source_nat))
     outside = [WAN_INTERFACE] if kind in (NatKind.FULL_CONE, NatKind.RESTRICTED_CONE) else []
     # What hairpins is not filtered: the filters of RFC 4787 §5 are about external hosts.
     open_to = [*outside, LAN_INTERFACE] if hairpin else outside
@@ -133,20 +133,22 @@ def ruleset(
             sets.append(f"set sent_to {{ {key}; size 65535; flags dynamic,timeout; timeout 5m; }}")
             update = "update @sent_to { ip daddr . udp sport }"
             outgoing.append(f"iifname {LAN_INTERFACE} meta l4proto udp {update}")
-        chains.append(_chain("outgoing", "filter hook prerouting", "mangle", outgoing))
+        chains.append(chain("outgoing", "filter hook prerouting", "mangle", outgoing))
         # Only a port that has sent is mapped; for any other the router stays silent.
         mapped = f"ip daddr {wan_address} udp dport @mapped dnat to {inside_address}"
         incoming = [f"iifname {interface} {mapped}" for interface in open_to]
-        chains.append(_chain("prerouting", "nat hook prerouting", "dstnat", incoming))
+        chains.append(chain("prerouting", "nat hook prerouting", "dstnat", incoming))
     family = "ip" if kind.translates else "inet"
     return "\n".join([f"table {family} lab {{", *sets, *chains, "}", ""])
 
 
-def _chain(name: str, hook: str, priority: str, rules: Iterable[str], policy: str = "accept") -> str:
+def chain(name: str, hook: str, priority: str, rules: Iterable[str], policy: str = "accept") -> str:
+    """Write one base chain of nftables."""
     return "\n".join([f"chain {name} {{", f"type {hook} priority {priority}; policy {policy};", *rules, "}"])
 
 
-def _loss(percent: float) -> list[str]:
+def loss(percent: float) -> list[str]:
+    """Write the rule that drops this share of the UDP datagrams, to a hundredth of a percent."""
     share = round(percent * 100)
     if share >= 10000:
         return ["meta l4proto udp drop"]

@@ -10,9 +10,17 @@
     192.168.0.108     192.168.0.1         100.64.0.1
                       100.64.0.108
 
+With an `Igd` the router can be asked for mappings, and has a WAN address that may be anywhere:
+
+    client ------------------------------ router ---------------- public side
+    192.168.0.108      192.168.0.1  (lan)   (wan)  11.22.33.2     11.22.33.1    next hop
+    2001:db8:1::108    2001:db8:1::1        2001:db8::1           all the addresses above, and
+                                                                  2001:db8::10, ::11, ::20
+
 Where no router translates, the client has the public address 198.51.100.108, and with one router
 2001:db8:1::108 beside it, and is routed. The addresses are those of RFC 1918, RFC 6598, RFC 5737 and
-RFC 3849: none of them leads anywhere.
+RFC 3849: none of them leads anywhere. Only 11.22.33.0/24 is not reserved: on a reserved WAN address miniupnpd
+grants nothing.
 """
 
 from __future__ import annotations
@@ -22,6 +30,7 @@ from ipaddress import IPv4Network
 
 from nattools.endpoint import Endpoint
 from nattools.errors import LabError
+from nattools.lab.igd import Igd, igd_ruleset
 from nattools.lab.nat import LAN_INTERFACE, WAN_INTERFACE, NatKind, ruleset
 
 SERVER = Endpoint.of("203.0.113.10", 3478)
@@ -33,8 +42,11 @@ SERVER_ENDPOINTS = tuple(
 )
 
 WAN_ADDRESS = "203.0.113.1"
+# The kinds whose only way in is a mapping that was asked for: what a home router with UPnP is.
+IGD_KINDS = (NatKind.PORT_RESTRICTED_CONE, NatKind.SYMMETRIC)
 PUBLIC_INTERFACE = CLIENT_INTERFACE = "eth0"
 
+_PUBLIC_NETWORK = IPv4Network("203.0.113.0/24")
 _REMOTE_ADDRESSES = tuple(str(endpoint.ip) for endpoint in (SERVER, ALTERNATE_SERVER, STRANGER))
 _HOME = IPv4Network("192.168.0.0/24")
 _CARRIER = IPv4Network("100.64.0.0/24")
@@ -50,6 +62,8 @@ _FORWARDING = {
     # A datagram that hairpins leaves where it came in, which would tell the client to go round the router.
     "net/ipv4/conf/all/send_redirects": "0",
     "net/ipv4/conf/default/send_redirects": "0",
+    # When the WAN address changes, the new one is there before the old one goes, and would go with it.
+    "net/ipv4/conf/all/promote_secondaries": "1",
 }
 _FORWARDING_IPV6 = {
     "net/ipv6/conf/all/forwarding": "1",
@@ -86,7 +100,8 @@ class Topology:
 
     `loss_percent` of the UDP datagrams are lost each way, at the router `nat`. With `hairpin` that router
     returns what the client sends to its own public endpoint; only the cone kinds can. With `alternate_dead`
-    the server's second address neither receives nor sends. Raises `LabError` for a network that cannot be.
+    the server's second address neither receives nor sends. With `igd` the router can be asked for mappings
+    (UPnP-IGD, NAT-PMP, PCP). Raises `LabError` for a network that cannot be.
     """
 
     nat: NatKind
@@ -94,6 +109,7 @@ class Topology:
     loss_percent: float = 0.0
     hairpin: bool = False
     alternate_dead: bool = False
+    igd: Igd | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.loss_percent <= 100:
@@ -101,6 +117,17 @@ class Topology:
         if self.hairpin and not self.nat.hairpins:
             able = ", ".join(kind.value for kind in NatKind if kind.hairpins)
             raise LabError(f"{self.nat.value} has no hairpinning: it can be had with {able}")
+        if self.igd is not None:
+            self._check_igd()
+
+    def _check_igd(self) -> None:
+        if self.nat not in IGD_KINDS:
+            able = " and ".join(kind.value for kind in IGD_KINDS)
+            raise LabError(f"{self.nat.value} grants no mappings to who asks: that can be had with {able}")
+        if self.second_nat is not None:
+            raise LabError("a router that grants mappings has no second NAT: give it a WAN address of one")
+        if self.hairpin:
+            raise LabError("the router that grants mappings has no hairpinning")
 
     @property
     def client_address(self) -> str:
@@ -136,11 +163,17 @@ class Topology:
 
     @property
     def _has_ipv6(self) -> bool:
-        return self.second_nat is None and not self.nat.translates
+        return self.igd is not None or (self.second_nat is None and not self.nat.translates)
+
+    @property
+    def _wan_address(self) -> str:
+        return WAN_ADDRESS if self.igd is None else self.igd.wan_address
 
     def _public(self) -> HostPlan:
         commands = [*_up("lo"), *_up(PUBLIC_INTERFACE)]
         commands += [f"addr add {address}/24 dev {PUBLIC_INTERFACE}" for address in _REMOTE_ADDRESSES]
+        if self.igd is not None:
+            commands.append(f"addr add {self.igd.neighbour}/24 dev {PUBLIC_INTERFACE}")
         if not self.nat.translates:
             commands.append(f"route add {_ROUTED} via {WAN_ADDRESS}")
         commands_ipv6 = [f"addr add {_PUBLIC_IPV6}{n}/64 dev {PUBLIC_INTERFACE} nodad" for n in (10, 11, 20)]
@@ -155,8 +188,10 @@ class Topology:
     def _router(self) -> HostPlan:
         network = self._client_network if self.second_nat is None else self._middle_network
         commands = [*_up("lo"), *_up(WAN_INTERFACE), *_up(LAN_INTERFACE)]
-        commands.append(f"addr add {WAN_ADDRESS}/24 dev {WAN_INTERFACE}")
+        commands.append(f"addr add {self._wan_address}/24 dev {WAN_INTERFACE}")
         commands.append(f"addr add {network[_ROUTER_HOST]}/24 dev {LAN_INTERFACE}")
+        if self.igd is not None:
+            commands.append(f"route add {_PUBLIC_NETWORK} via {self.igd.neighbour}")
         inside_address = str(network[_INSIDE_HOST])
         if self.second_nat is not None and not self.second_nat.translates:
             commands.append(f"route add {self._client_network} via {network[_INSIDE_HOST]}")
@@ -169,16 +204,21 @@ class Topology:
             "router",
             tuple(commands),
             commands_ipv6=commands_ipv6 if self._has_ipv6 else (),
-            ruleset=ruleset(
-                self.nat,
-                wan_address=WAN_ADDRESS,
-                inside_address=inside_address,
-                remote_addresses=_REMOTE_ADDRESSES,
-                loss_percent=self.loss_percent,
-                hairpin=self.hairpin,
-            ),
+            ruleset=self._router_ruleset(inside_address),
             sysctls=tuple(_FORWARDING.items()),
             sysctls_ipv6=tuple(_FORWARDING_IPV6.items()) if self._has_ipv6 else (),
+        )
+
+    def _router_ruleset(self, inside_address: str) -> str:
+        if self.igd is not None:
+            return igd_ruleset(self.igd, self.nat, loss_percent=self.loss_percent)
+        return ruleset(
+            self.nat,
+            wan_address=WAN_ADDRESS,
+            inside_address=inside_address,
+            remote_addresses=_REMOTE_ADDRESSES,
+            loss_percent=self.loss_percent,
+            hairpin=self.hairpin,
         )
 
     def _inner_router(self, kind: NatKind) -> HostPlan:

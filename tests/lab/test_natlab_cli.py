@@ -20,6 +20,7 @@ import click
 import pytest
 
 import nattools
+from nattools.lab.namespaces import why_no_igd
 from nattools.lab.nat import NatKind, behavior
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ PATIENCE_SECONDS = 20.0
 OF_A_LABORATORY = re.compile(
     r"^(client|router|inner-router|public)\b"
     r"|\b(lan|wan)@"
-    r"|\b(203\.0\.113|198\.51\.100|100\.64\.0)\."
+    r"|\b(203\.0\.113|198\.51\.100|100\.64\.0|11\.22\.33)\."
     r"|table \w+ lab\b"
 )
 
@@ -150,6 +151,9 @@ def test_a_command_that_cannot_be_run() -> None:
             ["run", "--nat", "symmetric", "--hairpin", "--", "true"],
             "symmetric has no hairpinning: it can be had with full-cone, restricted-cone, ",
         ),
+        (["run", "--igd", "3", "--", "true"], "'3' is not one of '1', '2'"),
+        (["run", "--igd", "2", "--nat", "open", "--", "true"], "open grants no mappings to who asks: "),
+        (["run", "--igd", "2", "--second-nat", "open", "--", "true"], "no second NAT"),
     ],
 )
 def test_usage_errors(arguments: list[str], complaint: str) -> None:
@@ -215,6 +219,77 @@ def test_open_files_pass_through() -> None:
 def test_the_stun_server_is_there_before_the_command(options: list[str], answer: str) -> None:
     done = natlab("run", "--nat", "full-cone", *options, "--", sys.executable, "-c", ASK)
     assert (done.stdout, done.stderr) == (f"{answer}\n", "")
+
+
+@pytest.fixture
+def igd() -> None:
+    missing = why_no_igd()
+    if missing is not None:
+        pytest.skip(missing)
+
+
+# Ask the router for its external address (RFC 6886 §3.2) and print the result and the address.
+ASK_ROUTER = """
+import socket
+asking = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+asking.settimeout(5)
+asking.sendto(bytes(2), ("192.168.0.1", 5351))
+answer = asking.recv(1100)
+print(int.from_bytes(answer[2:4]), socket.inet_ntoa(answer[8:12]))
+"""
+
+
+@pytest.mark.parametrize("options", [["--igd", "1"], ["--igd", "2", "--nat", "symmetric"]])
+def test_an_igd_answers_before_the_command(options: list[str], igd: None) -> None:
+    done = natlab("run", *options, "--", sys.executable, "-c", ASK + ASK_ROUTER)
+    assert (done.stdout, done.stderr) == ("0101\n0 11.22.33.2\n", "")
+
+
+def test_an_igd_that_ends_too_early_is_told(igd: None) -> None:
+    done = natlab("run", "--igd", "2", "--", "sh", "-c", "kill -9 -1; sleep 0.5")
+    assert (done.returncode, done.stderr.splitlines()) == (
+        0,
+        [
+            "natlab: the STUN server ended too early, with status -9",
+            "natlab: the router's miniupnpd ended too early, with status -9",
+        ],
+    )
+
+
+def test_an_igd_that_is_not_installed_is_named_with_its_package(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    which = shutil.which
+    monkeypatch.setattr(
+        shutil, "which", lambda name, path: None if name == "miniupnpd" else which(name, path=path)
+    )
+    assert why_no_igd() == (
+        "the NAT laboratory needs the program miniupnpd: install miniupnpd-nftables"
+        " (apt install miniupnpd-nftables)"
+    )
+
+
+def test_an_igd_ends_with_natlab_however_that_ends(igd: None, mark: str) -> None:
+    process = subprocess.Popen(
+        [*NATLAB, "run", "--igd", "2", "--", "sh", "-c", f"echo ready {mark}; exec sleep 60"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert said(process) == f"ready {mark}"
+    [daemon] = [path for path in descendants(process.pid) if (path / "comm").read_text() == "miniupnpd\n"]
+    process.kill()
+    process.communicate(timeout=PATIENCE_SECONDS)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while daemon.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not daemon.exists()
+
+
+def descendants(pid: int) -> Iterator[Path]:
+    """The processes that a process started, and those that they did."""
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        yield Path(f"/proc/{child}")
+        yield from descendants(int(child))
 
 
 def test_a_server_that_ends_too_early_is_told() -> None:
@@ -356,7 +431,10 @@ TRIAL = (
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="is an ordinary user already")
-def test_an_ordinary_user_needs_no_root(mark: str) -> None:
+@pytest.mark.parametrize("options", [["--nat", "port-restricted-cone"], ["--igd", "2"]])
+def test_an_ordinary_user_needs_no_root(options: list[str], mark: str) -> None:
+    if "--igd" in options and (missing := why_no_igd()) is not None:
+        pytest.skip(missing)
     homes = {str(Path(module.__file__ or "").parents[1]) for module in (nattools, click)}
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(homes), "PYTHONDONTWRITEBYTECODE": "1"}
 
@@ -379,7 +457,7 @@ def test_an_ordinary_user_needs_no_root(mark: str) -> None:
         pytest.skip(f"nobody cannot run Python with nattools here: {trial.stderr.splitlines()[-1]}")
     # Root of its own user namespace, to which the machine's root is a stranger like any other.
     whoami = f"{ASK}\nprint(os.geteuid(), os.stat('/').st_uid)  # {mark}"
-    done = as_nobody(python, *RUN[1:], python, "-c", whoami)
+    done = as_nobody(python, *NATLAB[1:], "run", *options, "--", python, "-c", whoami)
     if "refuses new namespaces" in done.stderr:
         pytest.skip(done.stderr.strip())
     assert (done.returncode, done.stdout, done.stderr) == (0, "0101\n0 65534\n", "")

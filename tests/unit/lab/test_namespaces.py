@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from nattools.errors import LabError
-from nattools.lab.namespaces import Lab, why_unavailable
+from nattools.lab.namespaces import Lab, why_no_igd, why_unavailable
 from nattools.lab.nat import NatKind
 from nattools.lab.topology import Topology
 
@@ -32,6 +32,12 @@ def test_a_missing_program_is_named_with_its_package(
     assert why_unavailable() == (
         f"the NAT laboratory needs the program {tool}: install {package} (apt install {package})"
     )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what is missing elsewhere is Linux")
+def test_the_first_missing_program_of_an_igd_is_the_laboratory_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name, path: None)
+    assert why_no_igd() == "the NAT laboratory needs the program ip: install iproute2 (apt install iproute2)"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what is missing elsewhere is Linux")

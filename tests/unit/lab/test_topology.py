@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nattools.errors import LabError
+from nattools.lab.igd import Igd
 from nattools.lab.nat import NatKind
 from nattools.lab.topology import SERVER_ENDPOINTS, HostPlan, Topology
 
@@ -62,6 +63,35 @@ def test_two_routers(nat: NatKind, second_nat: NatKind, client: str, middle: str
     assert routes(topology, "router") == inward
     assert (f"dnat to {inside}\n" in host(topology, "router").ruleset) is (inside is not None)
     assert not any(plan.commands_ipv6 for plan in topology.hosts)
+
+
+def test_a_router_that_grants_mappings() -> None:
+    topology = Topology(NatKind.PORT_RESTRICTED_CONE, igd=Igd(wan_address="11.22.33.7"))
+    assert topology.client_address == "192.168.0.108"
+    assert addresses(topology, "router") == ["wan 11.22.33.7/24", "lan 192.168.0.1/24"]
+    assert routes(topology, "router") == ["203.0.113.0/24 via 11.22.33.1"]
+    assert addresses(topology, "public")[3:] == ["eth0 11.22.33.1/24"]
+    assert routes(topology, "public") == []  # what is behind a NAT has no route
+    assert "chain miniupnpd { }" in host(topology, "router").ruleset
+    assert ("net/ipv4/conf/all/promote_secondaries", "1") in host(topology, "router").sysctls
+    assert all(plan.commands_ipv6 for plan in topology.hosts)
+    assert ("net/ipv6/conf/all/forwarding", "1") in host(topology, "router").sysctls_ipv6
+
+
+@pytest.mark.parametrize(
+    ("nat", "second_nat", "hairpin", "complaint"),
+    [
+        (NatKind.OPEN, None, False, "open grants no mappings"),
+        (NatKind.FULL_CONE, None, False, "that can be had with port-restricted-cone and symmetric"),
+        (NatKind.SYMMETRIC, NatKind.FULL_CONE, False, "no second NAT"),
+        (NatKind.PORT_RESTRICTED_CONE, None, True, "no hairpinning"),
+    ],
+)
+def test_not_every_router_can_grant_mappings(
+    nat: NatKind, second_nat: NatKind | None, hairpin: bool, complaint: str
+) -> None:
+    with pytest.raises(LabError, match=complaint):
+        Topology(nat, second_nat, hairpin=hairpin, igd=Igd())
 
 
 def test_loss_and_hairpinning_belong_to_the_outer_router() -> None:
