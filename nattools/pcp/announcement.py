@@ -28,7 +28,9 @@ class Announcements:
     """Picks the news of one gateway out of what comes to port 5350.
 
     A gateway says the same thing up to ten times: only the first of these is news. One that was not heard
-    before has news whatever it says, since it speaks up only after a restart or for a new address.
+    before has news whatever it says, since it speaks up only after a restart or for a new address. Over IPv6
+    a router known by its global address announces from a link-local one (miniupnpd), which nothing tells from
+    others on the link: from there any is heard. All it brings about is a question to the gateway itself.
     """
 
     def __init__(self, gateway: IPAddress) -> None:
@@ -39,7 +41,9 @@ class Announcements:
 
     def receive(self, data: bytes, source: Endpoint, *, now: float) -> Announcement | None:
         """The news in a datagram; None where it is no news, or not the gateway's. Raises `DecodeError`."""
-        if without_scope(source) != self._gateway:
+        source = without_scope(source)
+        is_neighbour = source.ip.version == 6 and source.ip.is_link_local
+        if source != self._gateway and not (is_neighbour and source.port == self._gateway.port):
             return None
         announcement = self._read(data, now)
         if announcement is None:

@@ -24,6 +24,15 @@ KNOWN_OPTIONS = tuple(pcp.OptionCode)
 GARBAGE = (b"", b"\x02", b"\x00\x80\x00", b"\xff" * 60, bytes(1200), b"\x02\x81\x00\x00" + bytes(21))
 
 
+FLOOD_DATAGRAMS = 5000
+
+
+def _with_other_bits(answer: bytes, number: int) -> bytes:
+    """The answer with one bit turned round behind its header; the next one has another."""
+    place = 3 + number % (8 * len(answer) - 24) // 8
+    return answer[:place] + bytes((answer[place] ^ 1 << number % 8,)) + answer[place + 1 :]
+
+
 class Fault(Enum):
     """What a gateway can do wrong."""
 
@@ -35,6 +44,8 @@ class Fault(Enum):
     DUPLICATED = "duplicated"
     CUT_SHORT = "cut-short"  # half of the answer
     GARBAGE_FIRST = "garbage-first"  # noise before the answer
+    GARBAGE_ONLY = "garbage-only"
+    FLOOD = "flood"  # answers with other bits in them, and noise, by the thousand
     HEADER_ONLY_ERRORS = "header-only-errors"  # an error without the request's body
     NOTHING_TO_REMOVE = "nothing-to-remove"  # removing what is not there: NO_RESOURCES, as miniupnpd has it
     NO_OPTIONS = "no-options"  # refuses PREFER_FAILURE and FILTER
@@ -96,6 +107,10 @@ class Gateway:
             return []
         if Fault.CUT_SHORT in self.faults:
             answer = answer[: len(answer) // 2]
+        if Fault.GARBAGE_ONLY in self.faults:
+            return list(GARBAGE)
+        if Fault.FLOOD in self.faults:
+            return [*GARBAGE, *(_with_other_bits(answer, bit) for bit in range(FLOOD_DATAGRAMS))]
         noise = GARBAGE if Fault.GARBAGE_FIRST in self.faults else ()
         return [*noise, *[answer] * (2 if Fault.DUPLICATED in self.faults else 1)]
 

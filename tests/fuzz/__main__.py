@@ -5,12 +5,24 @@ from __future__ import annotations
 import argparse
 import sys
 import traceback
+from collections.abc import Iterator
+from importlib import import_module
+from pkgutil import iter_modules
 
-from tests.fuzz import stun_codec, stun_server
+from tests import fuzz
 from tests.fuzz.mutator import Target, run
 
-TARGETS: dict[str, Target] = {target.name: target for target in (stun_codec.TARGET, stun_server.TARGET)}
-"""Every target; a new one is a module beside this file and a name in this line."""
+
+def _targets() -> Iterator[Target]:
+    for module in iter_modules(fuzz.__path__):
+        if not module.name.startswith("_"):
+            target = getattr(import_module(f"{fuzz.__name__}.{module.name}"), "TARGET", None)
+            if isinstance(target, Target):
+                yield target
+
+
+TARGETS: dict[str, Target] = {target.name: target for target in _targets()}
+"""Every target by its name; a new one is a module beside this file with a TARGET in it."""
 
 
 def describe(target: Target, *, count: int, seed: int) -> bool:

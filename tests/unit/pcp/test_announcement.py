@@ -99,3 +99,10 @@ def test_a_link_local_gateway_is_heard_with_or_without_its_scope() -> None:
     announcements = Announcements(ip_address("fe80::1%eth0"))
     assert announcements.receive(pcp_says(5), Endpoint.of("fe80::1", 5351), now=10) is not None
     assert announcements.receive(pcp_says(0), Endpoint.of("fe80::1%eth0", 5351), now=30) is not None
+
+
+def test_a_router_known_by_its_global_address_is_heard_from_its_link_local_one() -> None:
+    announcements = Announcements(ip_address("2001:db8:1::1"))
+    assert announcements.receive(pcp_says(5), Endpoint.of("2001:db8:1::2", 5351), now=10) is None
+    assert announcements.receive(pcp_says(5), Endpoint.of("fe80::1", 5350), now=10) is None
+    assert announcements.receive(pcp_says(5), Endpoint.of("fe80::1%eth0", 5351), now=10) is not None
