@@ -12,20 +12,18 @@ from typing import TYPE_CHECKING
 from nattools.endpoint import AddressClass, Endpoint
 from nattools.errors import (
     AuthenticationError,
-    CredentialError,
     DecodeError,
-    EncodeError,
-    LabError,
-    LocalAddressError,
+    MappingError,
     NatToolsError,
     NoResponseError,
-    RedirectError,
-    ResolveError,
+    NoRouterError,
     ResponseError,
     TransportError,
 )
 
 if TYPE_CHECKING:
+    from nattools.mapping.client import MappingClient
+    from nattools.mapping.model import MappingRequest, PortMapping
     from nattools.stun.classifier import Filtering, Mapping, NatType, Verdict, classify
     from nattools.stun.client import BindingResult, StunClient, discover
     from nattools.stun.server import StunServer
@@ -34,19 +32,18 @@ __all__ = [
     "AddressClass",
     "AuthenticationError",
     "BindingResult",
-    "CredentialError",
     "DecodeError",
-    "EncodeError",
     "Endpoint",
     "Filtering",
-    "LabError",
-    "LocalAddressError",
     "Mapping",
+    "MappingClient",
+    "MappingError",
+    "MappingRequest",
     "NatToolsError",
     "NatType",
     "NoResponseError",
-    "RedirectError",
-    "ResolveError",
+    "NoRouterError",
+    "PortMapping",
     "ResponseError",
     "StunClient",
     "StunServer",
@@ -60,7 +57,10 @@ _LOADED_ON_USE = {
     "BindingResult": "nattools.stun.client",
     "Filtering": "nattools.stun.classifier",
     "Mapping": "nattools.stun.classifier",
+    "MappingClient": "nattools.mapping.client",
+    "MappingRequest": "nattools.mapping.model",
     "NatType": "nattools.stun.classifier",
+    "PortMapping": "nattools.mapping.model",
     "StunClient": "nattools.stun.client",
     "StunServer": "nattools.stun.server",
     "Verdict": "nattools.stun.classifier",

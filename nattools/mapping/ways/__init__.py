@@ -1,0 +1,1 @@
+"""One way each to a port mapping."""

@@ -1,0 +1,91 @@
+"""A way to mappings that does what a test tells it to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
+from typing import NoReturn
+
+from nattools.endpoint import IPAddress
+from nattools.errors import NatToolsError
+from nattools.mapping.model import MappingProtocol, MappingRequest, PortMapping
+from nattools.mapping.way import OnChange
+from nattools.upnp.igd import PortMappingEntry
+
+GATEWAY = ip_address("192.168.0.1")
+LOCAL = ip_address("192.168.0.108")
+PUBLIC = ip_address("11.22.33.2")
+
+
+@dataclass(eq=False)
+class FakeWay:
+    """A router; `refusals` are raised one after the other before it grants anything."""
+
+    protocol: MappingProtocol
+    known_external_address: IPAddress | None = PUBLIC
+    refusals: list[NatToolsError] = field(default_factory=list)
+    lease_s: int | None = 3600
+    gateway: IPAddress = GATEWAY
+    local: IPAddress = LOCAL
+    model: str = "A Router"
+    router: str = ""
+    answers_after_s: float = 0.0
+    table: list[PortMappingEntry] | None = None
+    stuck: bool = False
+    asked: list[PortMapping] = field(default_factory=list)
+    released: list[PortMapping] = field(default_factory=list)
+    on_change: OnChange | None = None
+    closed: bool = False
+
+    def new_nonce(self) -> bytes:
+        return b"nonce-of-12b" if self.protocol is MappingProtocol.PCP else b""
+
+    async def external_address(self) -> IPAddress | None:
+        await self._answer()
+        return self.known_external_address
+
+    async def acquire(self, request: MappingRequest, draft: PortMapping) -> PortMapping:
+        self.asked.append(draft)
+        await self._answer()
+        return replace(draft, external_address=self.known_external_address, lease_s=self.lease_s)
+
+    async def release(self, mapping: PortMapping) -> None:
+        await self._answer()
+        self.released.append(mapping)
+
+    async def entries(self) -> list[PortMappingEntry] | None:
+        return self.table
+
+    async def watch(self, on_change: OnChange) -> None:
+        self.on_change = on_change
+
+    async def close(self) -> None:
+        self.closed = True
+
+    async def _answer(self) -> None:
+        if self.stuck:
+            await asyncio.sleep(3600)
+        if self.refusals:
+            raise self.refusals.pop(0)
+
+
+Answer = FakeWay | NatToolsError
+Opener = Callable[..., object]
+
+
+def opener(answer: Answer) -> Opener:
+    """What stands for the `open` of a way: it finds that router, or fails so."""
+
+    async def open_way(*_: object, **__: object) -> FakeWay:
+        if isinstance(answer, NatToolsError):
+            _raise(answer)
+        await asyncio.sleep(answer.answers_after_s)
+        return answer
+
+    return open_way
+
+
+def _raise(error: NatToolsError) -> NoReturn:
+    raise error
