@@ -1,4 +1,4 @@
-"""The commands: natcheck, stund, natlab.
+"""The commands: natcheck, natmap, stund, natlab.
 
 The entry points stand here, and load a command when it is called: so Ctrl-C ends it without a traceback also
 while its modules are still being imported, which is most of the time that a command takes to start.
@@ -21,6 +21,11 @@ def natcheck_command() -> None:
 def natlab_command() -> None:
     """Run `natlab`."""
     _run("natlab")
+
+
+def natmap_command() -> None:
+    """Run `natmap`."""
+    _run("natmap")
 
 
 def stund_command() -> None:
