@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := nattools tests bench examples
 # What the tests of tests/lab talk to, besides namespaces
-TEST_PACKAGES := nftables iproute2 util-linux coturn stun-client stun-server
+TEST_PACKAGES := nftables iproute2 util-linux coturn stun-client stun-server miniupnpd-nftables natpmpc
 FUZZ_COUNT ?= 1000000
 
 .PHONY: help run test check lint types format fuzz bench clean
@@ -47,6 +47,7 @@ bench: .venv/made
 	$(BIN)/python -m bench.decode
 	$(BIN)/python -m bench.natcheck
 	$(BIN)/python -m bench.verdicts
+	$(BIN)/python -m bench.mapping
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
