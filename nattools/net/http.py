@@ -106,7 +106,7 @@ async def exchange(
                 transport.abort()
     except TimeoutError as error:
         raise NoResponseError(
-            f"{tried}: no whole answer in {timeout_s:.2g} s; the router may be busy: try again"
+            f"{tried}: no whole answer in {timeout_s:.3g} s; the router may be busy: try again"
         ) from error
     if isinstance(outcome, HttpResponse):
         return outcome, local

@@ -60,7 +60,7 @@ _FIRST_BOOT_ID = 7
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A request: its `kind` is ssdp, http, soap, gena or decoy; it came in so many TCP `segments`."""
+    """A request: its `kind` is ssdp, http, soap, gena, event or decoy; it came in so many TCP `segments`."""
 
     kind: str
     peer: str
@@ -484,7 +484,8 @@ class FakeIgd:
                 )
                 try:
                     writer.write(encoded(head) + body)
-                    await reader.readline()
+                    answer = (await reader.readline()).decode("latin-1").strip()
+                    self._record(Served("event", subscriber.host, answer))
                 finally:
                     writer.transport.abort()
 

@@ -350,6 +350,7 @@ class TestTcp:
             (request()[:3] + b"\4" + request()[4:] + b"\0\6\0\7", DropReason.NOT_STUN),
             (b"\1\1" + request()[2:], DropReason.NOT_A_REQUEST),
         ],
+        ids=["http", "too-short", "attribute-without-end", "reply"],
     )
     def test_garbage_closes_the_connection(self, data: bytes, reason: DropReason) -> None:
         async def scenario(_server: StunServer, stream: Stream) -> None:

@@ -173,6 +173,17 @@ def test_718_for_every_port_that_is_shown_as_taken_says_nothing_of_our_address()
     assert "5 external ports" not in str(end.error)
 
 
+def test_718_from_a_router_that_may_choose_any_port_is_not_of_the_port() -> None:
+    ports = (1025, 1026, 1027)
+    end = play(
+        acquisition(version=2),
+        *conflict(5070, refused(714)),
+        ("any 1024 for 3600", refused(718)),
+        *(step for port in ports for step in conflict(port, refused(714))),
+    )
+    gave_up(end, CONNECTION_FAULTS[718], "5 external ports", "either other devices", "192.168.1.20")
+
+
 def test_718_for_the_only_port_and_no_mapping_of_it_says_that_the_address_may_not_be_ours() -> None:
     end = play(acquisition(external_port=5060), *conflict(5060, refused(714)))
     gave_up(end, CONNECTION_FAULTS[718], "shows no mapping of that port", "192.168.1.20")

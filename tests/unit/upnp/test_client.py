@@ -431,6 +431,28 @@ class TestAcquire:
 
         run(main())
 
+    def test_a_router_that_refuses_slowly_is_not_asked_for_ever(self) -> None:
+        async def main() -> None:
+            async with fake(Behaviour(fault_on={"AddPortMapping": 718, "AddAnyPortMapping": 718})) as router:
+                [igd] = await found()
+                igd.task_timeout_s = 0.6
+                router.behaviour = behaviour("slow-refusals")
+                with pytest.raises(NoResponseError, match="AddPortMapping of nattools"):
+                    await acquired_port(igd)
+                asked = [name for name, _ in router.calls if name.startswith("Add")]
+            assert asked == ["AddPortMapping"] * 2  # once more after the mapping was not shown
+
+        run(main())
+
+    def test_who_waits_long_for_routers_lets_them_take_their_time(self) -> None:
+        async def main() -> None:
+            async with fake():
+                [patient] = await found(timeout_s=10)
+                [usual] = await found(timeout_s=1)
+            assert (patient.task_timeout_s, usual.task_timeout_s) == (10, 2.5)
+
+        run(main())
+
 
 class TestRelease:
     async def _released(self, conduct: Behaviour, *mine: Entry) -> tuple[bool, list[Entry], list[str]]:
@@ -517,6 +539,31 @@ class TestEntries:
             roots=(ROOT1,), endless_entries=lambda index: replace(THEIRS, external_port=1 + index)
         )
         assert len(run(self._entries(endless))[0]) <= 1000
+
+    def test_a_router_that_is_slow_gives_what_it_can_tell_in_time(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def main() -> None:
+            third = asyncio.Event()
+
+            def row(index: int) -> Entry:
+                if index == 3:
+                    third.set()
+                return replace(THEIRS, external_port=5060 + index)
+
+            endless = Behaviour(roots=(ROOT1,), endless_entries=row)
+            async with fake(endless) as router:
+                [igd] = await found()
+                igd.task_timeout_s = 0.3
+                listing = asyncio.create_task(igd.entries())
+                await third.wait()
+                router.behaviour = Behaviour(roots=(ROOT1,), conduct={"control": never_answer()})
+                listed = await listing
+            assert [entry.external_port for entry in listed[:3]] == [5060, 5061, 5062]
+
+        with caplog.at_level(logging.WARNING):
+            run(main())
+        assert "is slow: of its mappings only the first" in caplog.text
 
     def test_a_router_that_gives_no_rows_at_all_is_an_error(self) -> None:
         with pytest.raises(MappingError, match="401"):
