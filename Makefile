@@ -6,6 +6,8 @@ SOURCES := nattools tests bench examples
 # What the tests of tests/lab talk to, besides namespaces
 TEST_PACKAGES := nftables iproute2 util-linux coturn stun-client stun-server miniupnpd-nftables natpmpc
 FUZZ_COUNT ?= 1000000
+# More than there are processors: most tests of tests/lab wait for a router
+TEST_WORKERS ?= 4
 
 .PHONY: help run test check lint types format fuzz bench clean
 
@@ -25,7 +27,7 @@ run: .venv/made
 
 test: .venv/made
 	@scripts/install-packages "for the tests in tests/lab" $(TEST_PACKAGES) || echo "Their tests are skipped." >&2
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 check: lint types test
 
