@@ -30,7 +30,7 @@ from nattools.errors import (
     NatToolsError,
     NoRouterError,
 )
-from nattools.mapping.client import MappingClient, Survey, no_router
+from nattools.mapping.client import MappingClient, Survey
 from nattools.mapping.model import (
     DEFAULT_LEASE_S,
     LONGEST_LEASE_S,
@@ -40,6 +40,7 @@ from nattools.mapping.model import (
 )
 from nattools.mapping.registry import is_running
 from nattools.mapping.state import Record
+from nattools.mapping.ways.routers import no_router
 from nattools.net.interfaces import interfaces
 from nattools.upnp.igd import MOST_DESCRIPTION_CHARACTERS, PortMappingEntry, clean_description
 

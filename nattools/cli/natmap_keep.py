@@ -12,7 +12,7 @@ from nattools.cli import natmap_text, output
 from nattools.errors import NatToolsError, NoResponseError
 from nattools.mapping.client import MappingClient
 from nattools.mapping.model import MappingRequest, PortMapping
-from nattools.mapping.upkeep import MappingChange
+from nattools.mapping.upkeep import ChangeKind, MappingChange
 
 _LAST_ANSWER_S = 0.3
 """How long a request under way may take once natmap is told to stop: what it makes can then be removed."""
@@ -92,23 +92,25 @@ class _Teller:
             natmap_text.change_line(change),
             reason=change.reason,
             previous=None if former is None else str(former),
+            is_there=change.kind is not ChangeKind.LOST,
         )
         if change.mapping.external_address != change.previous.external_address:
             natmap_text.warn_unless_public(change.mapping.external_address)
 
-    def event(self, name: str, line: str, **more: object) -> None:
-        """One line: the time and what happened, or a JSON document."""
+    def event(self, name: str, line: str, *, is_there: bool = True, **more: object) -> None:
+        """One line: the time and what happened, or a JSON document. What is not there is not public."""
         now = datetime.now().astimezone()
         if not self._as_json:
             print(f"{now:%Y-%m-%d %H:%M:%S}  {line}", flush=True)
             return
+        document = natmap_text.mapping_document(self.mapping)
         output.print_json_line(
             {
                 "schema": 1,
                 "event": name,
                 "time": now.isoformat(timespec="milliseconds"),
                 **more,
-                "mapping": natmap_text.mapping_document(self.mapping),
+                "mapping": document | ({} if is_there else {"public": False}),
             }
         )
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
-from ipaddress import IPv4Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, NoReturn
 
 import click
@@ -20,8 +20,9 @@ from nattools.cli import output
 from nattools.cli.natmap_keep import StoppedEarlyError
 from nattools.endpoint import AddressClass, IPAddress, classify_address
 from nattools.errors import LocalAddressError, NatToolsError, NoRouterError, TransportError
-from nattools.mapping.client import Backend, MappingClient
+from nattools.mapping.client import MappingClient
 from nattools.mapping.model import MappingProtocol
+from nattools.mapping.ways.routers import Backend
 
 _LOG = logging.getLogger("nattools.natmap")
 
@@ -65,6 +66,8 @@ class _Gateway(click.ParamType[IPAddress]):
             address = ip_address(str(value).removeprefix("[").removesuffix("]"))
         except ValueError:
             self.fail(f"{value!r} is not an IP address; names are not looked up.", param, ctx)
+        if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
         kind = classify_address(address)
         if kind in (AddressClass.MULTICAST, AddressClass.UNSPECIFIED) or address == IPv4Address(0xFFFFFFFF):
             self.fail(f"{address} is not the address of a router.", param, ctx)

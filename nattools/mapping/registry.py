@@ -30,7 +30,8 @@ class Registry:
 
     def __init__(self, directory: Path | None = None) -> None:
         self.directory = directory or default_directory()
-        self._owner = Owner(os.getpid(), psutil.Process().create_time())
+        self._owner = owner_of(os.getpid())
+        self._warned_of: set[Path] = set()
 
     def new(self, mapping: PortMapping, *, kept: bool) -> Record:
         """Remember a mapping that this process is about to ask for."""
@@ -54,7 +55,11 @@ class Registry:
                 file.write(record.encode())
             unfinished.replace(path)
         except OSError as error:
-            _LOG.warning("a mapping is not remembered: %s cannot be written: %s", path, error.strerror)
+            self._warn(
+                self.directory, "mappings are not remembered: %s cannot be written: %s", error.strerror
+            )
+            with suppress(OSError):
+                unfinished.unlink(missing_ok=True)
 
     def forget(self, record: Record) -> None:
         """Remove a record."""
@@ -62,7 +67,7 @@ class Registry:
             self._path(record).unlink(missing_ok=True)
 
     def records(self) -> list[Record]:
-        """Every record whose lease is not over; those that are over are removed."""
+        """Every record whose lease is not over; those that are over are removed, unless they are kept."""
         found: list[Record] = []
         try:
             paths = sorted(self.directory.glob("*.json"))
@@ -75,12 +80,13 @@ class Registry:
             except OSError:
                 continue
             except DecodeError as error:
-                _LOG.warning("%s is left alone: %s", path, error)
+                self._warn(path, "%s is left alone: %s", error)
                 continue
             if path != self._path(record):
                 continue
             expires_at = record.expires_at()
-            if expires_at is not None and expires_at < time.time():
+            is_over = expires_at is not None and expires_at < time.time()
+            if is_over and not (record.kept and is_running(record.owner)):  # else the clock was set
                 self.forget(record)
             else:
                 found.append(record)
@@ -89,10 +95,18 @@ class Registry:
     def left_behind(self) -> list[Record]:
         """The records of mappings that nobody answers for any more.
 
-        Their process is gone without removing them, or without having heard what the router answered.
+        Their process is gone without removing them, or without having heard what the router answered. One
+        that cannot be removed without what was made later in its place, maybe by another protocol, is not.
         """
-        orphans = [record for record in self.records() if not is_running(record.owner)]
-        return [record for record in orphans if record.kept or not record.granted]
+        records = self.records()
+        orphans = [r for r in records if (r.kept or not r.granted) and not is_running(r.owner)]
+        used = [r for r in records if r.granted and r not in orphans]
+        return [r for r in orphans if not any(_would_go_with(r, other) for other in used)]
+
+    def _warn(self, path: Path, message: str, reason: object) -> None:
+        if path not in self._warned_of:
+            self._warned_of.add(path)
+            _LOG.warning(message, path, reason)
 
     def _path(self, record: Record) -> Path:
         return self.directory / f"{record.record_id}.json"
@@ -101,6 +115,33 @@ class Registry:
 def is_running(owner: Owner) -> bool:
     """Whether that process, and not a later one of its number, is there."""
     try:
-        return abs(psutil.Process(owner.pid).create_time() - owner.started_at) < _SAME_START_S
+        found = owner_of(owner.pid)
+        return found.boot == owner.boot and abs(found.started_at - owner.started_at) < _SAME_START_S
     except (psutil.Error, ValueError, OverflowError):
         return False
+
+
+def owner_of(pid: int) -> Owner:
+    """A process as it is known again, on Linux also when the clock has been set. Raises `psutil.Error`."""
+    if not _BOOT:
+        return Owner(pid, psutil.Process(pid).create_time())
+    booted_at = psutil.boot_time()  # what psutil adds, at the time of asking
+    return Owner(pid, psutil.Process(pid).create_time() - booted_at, _BOOT)
+
+
+def _read_boot() -> str:
+    """What names this start of the system; nothing where the system does not."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+_BOOT = _read_boot()
+
+
+def _would_go_with(orphan: Record, other: Record) -> bool:
+    """Whether removing what is left behind would remove what is not."""
+    one, two = orphan.mapping, other.mapping
+    same_port = one.external_port == two.external_port or not orphan.granted
+    return same_port and (one.key, one.gateway) == (two.key, two.gateway)

@@ -17,15 +17,21 @@ from nattools.errors import DecodeError
 from nattools.mapping.model import MappingProtocol, PortMapping
 
 SCHEMA = 1
-MOST_RECORD_BYTES = 4096
+MOST_RECORD_BYTES = 1 << 16
+"""The name of a router may have thousands of characters."""
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """A process: its number, and when it started in seconds since 1970, since numbers are used again."""
+    """A process: its number, and since numbers are used again, when it started.
+
+    Where `boot` names a start of the system, `started_at` is in seconds since then, which setting the clock
+    does not change. Elsewhere `boot` is empty, and it is in seconds since 1970.
+    """
 
     pid: int
     started_at: float
+    boot: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +65,7 @@ class Record:
                 "id": self.record_id,
                 "pid": self.owner.pid,
                 "pid_started_at": self.owner.started_at,
+                "boot": self.owner.boot,
                 "made_at": self.made_at,
                 "kept": self.kept,
                 "granted": self.granted,
@@ -104,7 +111,11 @@ class Record:
             return cls(
                 record_id=_text(document["id"]),
                 mapping=mapping,
-                owner=Owner(int(_number(document["pid"])), _number(document["pid_started_at"])),
+                owner=Owner(
+                    int(_number(document["pid"])),
+                    _number(document["pid_started_at"]),
+                    _text(document["boot"]),
+                ),
                 made_at=_number(document["made_at"]),
                 kept=document["kept"] is True,
                 granted=document["granted"] is True,

@@ -46,7 +46,8 @@ class _Kept:
 class Upkeep:
     """The mappings that are kept. Whoever drives it renews what is `due` and reports how that went.
 
-    A mapping is renewed at half of its lease; after a failure soon again, the waits doubling to 30 s.
+    A mapping is renewed at half of its lease; after a failure soon again, the waits doubling to 30 s, and in
+    any case at the end of the lease.
     """
 
     def __init__(self) -> None:
@@ -71,8 +72,9 @@ class Upkeep:
         return min((kept.due_at for kept in self._kept.values()), default=None)
 
     def due(self, *, now: float) -> list[PortMapping]:
-        """What must be renewed now."""
-        return [kept.mapping for kept in self._kept.values() if kept.due_at <= now]
+        """What must be renewed now, first what has the least time left."""
+        due = [kept for kept in self._kept.values() if kept.due_at <= now]
+        return [kept.mapping for kept in sorted(due, key=lambda kept: kept.expires_at)]
 
     def failures(self, key: MappingKey) -> int:
         """How often in a row its renewal has failed."""
@@ -103,6 +105,8 @@ class Upkeep:
         if kept is None:
             return None
         kept.due_at = now + min(_FIRST_RETRY_S * 2**kept.failures, _LONGEST_RETRY_S)
+        if now < kept.expires_at:
+            kept.due_at = min(kept.due_at, kept.expires_at)  # that it is lost is told when it is
         kept.failures = min(kept.failures + 1, 16)
         if kept.lost or not (kept.in_doubt or now >= kept.expires_at):
             return None

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from nattools.endpoint import Endpoint, IPAddress
 from nattools.mapping.model import MappingProtocol, MappingRequest, PortMapping
-from nattools.upnp.igd import PortMappingEntry
+from nattools.upnp.igd import PortMappingEntry, clean_description
 
 OnChange = Callable[[str], None]
 """Gets the reason why the router's mappings are in doubt."""
@@ -92,7 +92,7 @@ def draft(way: Way, request: MappingRequest) -> PortMapping:
         external_address=None,
         lease_s=request.lease_s,
         gateway=way.gateway,
-        description=request.description,
+        description=clean_description(request.description),
         router=way.router,
         nonce=way.new_nonce(),
     )

@@ -229,6 +229,31 @@ def test_what_kill_9_leaves_is_removed_by_the_next_start(
         assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_mapping_follows_this_machine_to_another_address(
+    open_sockets: OpenSockets, tmp_path: Path, protocol: str
+) -> None:
+    with (
+        lab_with(Igd(min_lease_s=1)) as lab,
+        Keeper(lab, tmp_path, protocol, lease_s=8) as keeper,
+    ):
+        assert keeper.next()["external"] == "11.22.33.2:5070"
+        for change in (
+            f"addr del {lab.topology.client_address}/24 dev eth0",
+            "addr add 192.168.0.7/24 dev eth0",
+            "route replace default via 192.168.0.1",
+        ):
+            assert lab.client.run(["ip", *change.split()], timeout=5).returncode == 0
+        told = keeper.until("changed", "renewed", "restored", within_s=10)
+        (stranger,) = open_sockets(lab.public, [STRANGER])
+        (client,) = open_sockets(lab.client, [Endpoint.parse("192.168.0.7:5070")])
+        with stranger, client:
+            external = Endpoint.parse(told["external"])
+            stranger.sendto(b"INVITE", (str(external.ip), external.port))
+            assert next_datagram(client, 1.0) is not None
+        assert keeper.end()["event"] == "released"
+
+
 @pytest.mark.parametrize("protocol", ["nat-pmp", "upnp"])
 def test_an_address_behind_another_nat_is_not_offered_as_public(tmp_path: Path, protocol: str) -> None:
     with lab_with(Igd(wan_address="100.64.0.2")) as lab, Keeper(lab, tmp_path, protocol) as keeper:

@@ -1,1 +1,1 @@
-"""One way each to a port mapping."""
+"""One way each to a port mapping, and the choice among them."""

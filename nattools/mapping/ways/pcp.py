@@ -9,7 +9,7 @@ from ipaddress import IPv4Address
 from typing import Self
 
 from nattools.endpoint import Endpoint, IPAddress, TransportProtocol
-from nattools.errors import MappingError, NoRouterError, PcpError
+from nattools.errors import MappingError, NatToolsError, NoRouterError, PcpError, TransportError
 from nattools.mapping.model import MappingProtocol, MappingRequest, PortMapping
 from nattools.mapping.way import Network, OnChange
 from nattools.net.interfaces import Interface, interfaces
@@ -199,9 +199,18 @@ class NatPmpWay(_GatewayWay):
         return replace(
             draft,
             external_port=granted.external_port,
-            external_address=await self.external_address(),
+            external_address=await self._address_of_mapping(),
             lease_s=granted.lifetime_s,
         )
+
+    async def _address_of_mapping(self) -> IPAddress | None:
+        """The external address after a mapping was made, whatever becomes of the question."""
+        try:
+            return await self.external_address()
+        except TransportError:
+            return self.known_external_address
+        except NatToolsError:
+            return None
 
     async def release(self, mapping: PortMapping) -> None:
         """Remove a mapping."""

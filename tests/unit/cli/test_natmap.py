@@ -170,6 +170,7 @@ def document(*arguments: str) -> dict[str, Any]:
         (("status", "--gateway", "192.168.0.1:5351"), "is not an IP address"),
         (("status", "--gateway", "239.255.255.250"), "is not the address of a router"),
         (("status", "--gateway", "255.255.255.255"), "is not the address of a router"),
+        (("status", "--gateway", "::ffff:0.0.0.0"), "is not the address of a router"),
         (("status", "--gateway", "0.0.0.0"), "is not the address of a router"),
         (("status", "-6", "--gateway", "192.168.0.1"), "exclude each other"),
         (("add", "5060", "-6", "--backend", "miniupnpc"), "opens no IPv6 pinholes"),
@@ -429,6 +430,7 @@ def test_a_kept_mapping_as_json_is_a_document_for_each_line(client: FakeClient) 
         *("mapped", "renewed", "lost", "restored", "changed", "removed")
     ]
     assert events[0]["mapping"] == DOCUMENT
+    assert [event["mapping"]["public"] for event in events] == [True, True, False, True, True, True]
     assert (events[4]["previous"], events[4]["mapping"]["external"]) == ("11.22.33.2:5060", "11.22.33.9:5060")
     assert events[4]["reason"] == "the router has another external address"
     assert all(event["schema"] == 1 and event["time"] for event in events)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -21,55 +19,26 @@ from nattools.errors import (
     UpnpError,
 )
 from nattools.mapping import client as client_module
-from nattools.mapping.client import MappingClient, find_network
-from nattools.mapping.model import MappingProtocol, MappingRequest
 from nattools.mapping.registry import Registry
-from nattools.mapping.state import Owner
-from nattools.mapping.upkeep import ChangeKind, MappingChange
+from nattools.mapping.upkeep import ChangeKind
 from nattools.mapping.way import Network
-from nattools.mapping.ways.pcp import NatPmpWay, PcpWay
+from nattools.mapping.ways.pcp import PcpWay
+from nattools.mapping.ways.routers import find_network
 from nattools.mapping.ways.upnp import UpnpWay
 from nattools.upnp.igd import PortMappingEntry
-from tests.unit.mapping.ways import Answer, FakeWay, opener
-
-PCP, NAT_PMP, UPNP = MappingProtocol.PCP, MappingProtocol.NAT_PMP, MappingProtocol.UPNP
-SIP = MappingRequest(Endpoint.parse("0.0.0.0:5060"))
-NOBODY = NoRouterError("nobody is there")
-DEAD = Owner(2**22 + 1, 0.0)
-"""No process can have this number (PID_MAX_LIMIT)."""
-
-OpenClient = Callable[..., AbstractAsyncContextManager[MappingClient]]
-
-
-@pytest.fixture
-def open_client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> OpenClient:
-    """Opens a client in a network with these routers."""
-
-    @asynccontextmanager
-    async def open_all(
-        pcp: Answer = NOBODY, nat_pmp: Answer = NOBODY, upnp: Answer = NOBODY
-    ) -> AsyncIterator[MappingClient]:
-        network = Network(None, ip_address("192.168.0.1"), ip_address("192.168.0.108"))
-        monkeypatch.setattr(client_module, "find_network", lambda *_, **__: network)
-        for way, answer in ((PcpWay, pcp), (NatPmpWay, nat_pmp), (UpnpWay, upnp)):
-            monkeypatch.setattr(way, "open", opener(answer))
-        async with MappingClient.open(state_directory=tmp_path) as client:
-            yield client
-
-    return open_all
-
-
-def run(work: Coroutine[None, None, None]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(30):
-            await work
-
-    asyncio.run(bounded())
-
-
-async def news(client: MappingClient) -> MappingChange:
-    """The next change."""
-    return await anext(client.changes())
+from tests.unit.mapping.ways import (
+    DEAD,
+    NAT_PMP,
+    NOBODY,
+    PCP,
+    SIP,
+    UPNP,
+    FakeWay,
+    OpenClient,
+    news,
+    opener,
+    run,
+)
 
 
 def test_the_mapping_is_what_the_router_granted(open_client: OpenClient) -> None:
@@ -457,12 +426,19 @@ def test_a_timeout_leaves_a_record_since_the_mapping_may_be_there(
 ) -> None:
     async def work() -> None:
         async with open_client(upnp=FakeWay(UPNP, refusals=[NoResponseError("no answer")])) as client:
-            with pytest.raises(NoRouterError, match="no answer"):
+            with pytest.raises(NoResponseError, match="no answer"):
                 await client.acquire(SIP)
             (record,) = client.registry.records()
             assert not record.granted
 
     run(work())
+
+
+def test_a_link_local_gateway_needs_its_interface() -> None:
+    with pytest.raises(LocalAddressError, match=r"needs the name of its interface .*: write fe80::1%"):
+        find_network(ip_address("fe80::1"), None)
+    with pytest.raises(LocalAddressError, match="needs the name of its interface"):
+        find_network(ip_address("fe80::1%wlan9"), None)
 
 
 def test_an_interface_that_is_not_there_is_named() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import stat
@@ -14,7 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nattools.mapping.registry import Registry, default_directory, is_running
+from nattools.mapping.model import MappingProtocol
+from nattools.mapping.registry import Registry, default_directory, is_running, owner_of
 from nattools.mapping.state import Owner, Record
 from tests.unit.mapping.mappings import MAPPING
 
@@ -27,7 +29,7 @@ def registry(tmp_path: Path) -> Registry:
 @pytest.fixture
 def ended_owner() -> Owner:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        owner = Owner(process.pid, psutil.Process(process.pid).create_time())
+        owner = owner_of(process.pid)
         assert is_running(owner)
     return owner
 
@@ -78,12 +80,59 @@ def test_left_behind_is_what_nobody_answers_for(
     assert bool(registry.left_behind()) is left_behind
 
 
+def test_what_was_made_anew_in_its_place_is_not_left_behind(registry: Registry, ended_owner: Owner) -> None:
+    left = replace(registry.new(MAPPING, kept=True), owner=ended_owner)
+    registry.write(left)
+    assert registry.left_behind() == [left]
+    anew = registry.new(replace(MAPPING, protocol=MappingProtocol.UPNP), kept=True)
+    assert registry.left_behind() == [left]  # what is only asked for is not there yet
+    registry.granted(anew, anew.mapping)
+    assert registry.left_behind() == []
+    registry.forget(anew)
+    assert registry.left_behind() == [left]
+
+
 def test_a_later_process_of_the_same_number_is_another() -> None:
-    started_at = psutil.Process().create_time()
-    assert is_running(Owner(os.getpid(), started_at))
-    assert not is_running(Owner(os.getpid(), started_at - 60))
+    owner = owner_of(os.getpid())
+    assert is_running(owner)
+    assert not is_running(replace(owner, started_at=owner.started_at - 60))
+    assert not is_running(replace(owner, boot="another start of the system"))
     assert not is_running(Owner(-1, 0))
     assert not is_running(Owner(2**70, 0))
+
+
+def test_setting_the_clock_makes_no_other_process_of_one(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if sys.platform != "linux":
+        pytest.skip("elsewhere the system remembers when a process started")
+    record = registry.granted(registry.new(MAPPING, kept=True), MAPPING)
+    booted_at, create_time = psutil.boot_time(), psutil.Process.create_time
+    monkeypatch.setattr(psutil, "boot_time", lambda: booted_at + 7200)
+    monkeypatch.setattr(psutil.Process, "create_time", lambda process: create_time(process) + 7200)
+    later = time.time() + 7200
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert is_running(record.owner)
+    assert registry.records() == [record]  # though its lease of an hour seems to be over
+    assert registry.left_behind() == []
+
+
+def test_a_full_disk_leaves_no_unfinished_file(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    for _ in range(3):
+        registry.new(MAPPING, kept=True)
+    assert list(registry.directory.iterdir()) == []
+    assert caplog.text.count("mappings are not remembered") == 1
+
+
+def test_a_router_with_a_long_name_is_remembered(registry: Registry) -> None:
+    record = registry.new(replace(MAPPING, router="\N{SNOWMAN}" * 8192), kept=True)
+    assert registry.records() == [record]
 
 
 def test_foreign_files_are_left_alone(registry: Registry, caplog: pytest.LogCaptureFixture) -> None:
@@ -92,8 +141,9 @@ def test_foreign_files_are_left_alone(registry: Registry, caplog: pytest.LogCapt
     (registry.directory / "copy.json").write_bytes(record.encode())
     (registry.directory / "notes.txt").write_text("buy milk")
     with caplog.at_level(logging.WARNING):
-        assert registry.records() == [record]
-    assert "notes.json is left alone" in caplog.text
+        for _ in range(2):
+            assert registry.records() == [record]
+    assert caplog.text.count("notes.json is left alone") == 1
     assert len(list(registry.directory.iterdir())) == 4
 
 
@@ -113,7 +163,7 @@ def test_a_directory_that_cannot_be_written_is_warned_of(
     (tmp_path / "file").write_text("")
     registry = Registry(tmp_path / "file" / "mappings")
     record = registry.new(MAPPING, kept=True)
-    assert "a mapping is not remembered" in caplog.text
+    assert "mappings are not remembered" in caplog.text
     registry.forget(record)
     assert registry.records() == []
 

@@ -16,7 +16,9 @@ from nattools.errors import DecodeError
 from nattools.mapping.state import MOST_RECORD_BYTES, Owner, Record
 from tests.unit.mapping.mappings import MAPPING
 
-RECORD = Record("f00d", MAPPING, Owner(4711, 1795000000.25), 1795000100.5, kept=True, granted=True)
+RECORD = Record(
+    "f00d", MAPPING, Owner(4711, 86400.25, "a-start-of-the-system"), 1795000100.5, kept=True, granted=True
+)
 IPV6 = replace(
     MAPPING,
     internal=Endpoint.parse("[2001:470:77::108]:5060"),
@@ -64,6 +66,7 @@ def test_what_was_granted_replaces_what_was_hoped_for() -> None:
         {"external_address": "somewhere"},
         {"nonce": "zz"},
         {"pid": "1"},
+        {"boot": 1},
         {"made_at": None},
         {"lease_s": "long"},
         {"description": None},

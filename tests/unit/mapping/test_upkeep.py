@@ -116,3 +116,21 @@ def test_what_is_forgotten_is_silent(upkeep: Upkeep) -> None:
     assert upkeep.failed(MAPPING.key, "no answer", now=2800) is None
     assert upkeep.failures(MAPPING.key) == 0
     assert upkeep.mappings == []
+
+
+def test_what_has_the_least_time_left_is_renewed_first(upkeep: Upkeep) -> None:
+    short = replace(MAPPING, internal=MAPPING.internal.with_port(5062), lease_s=120)
+    upkeep.keep(short, now=1000)
+    upkeep.router_changed("the router restarted", now=1010)
+    assert upkeep.due(now=1010) == [short, MAPPING]
+
+
+def test_that_it_is_lost_is_seen_when_its_lease_ends(upkeep: Upkeep) -> None:
+    for now in (4570.0, 4570.25, 4570.75, 4571.75, 4573.75, 4577.75):
+        assert upkeep.failed(MAPPING.key, "no answer", now=now) is None
+    assert upkeep.timeout_at() == 4585.75
+    upkeep.failed(MAPPING.key, "no answer", now=4585.75)
+    assert upkeep.timeout_at() == 4600  # and not 16 s later
+    lost = upkeep.failed(MAPPING.key, "no answer", now=4600)
+    assert lost is not None
+    assert lost.kind is ChangeKind.LOST

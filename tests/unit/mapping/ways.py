@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from typing import NoReturn
 
-from nattools.endpoint import IPAddress
-from nattools.errors import NatToolsError
+from nattools.endpoint import Endpoint, IPAddress
+from nattools.errors import NatToolsError, NoRouterError
+from nattools.mapping.client import MappingClient
 from nattools.mapping.model import MappingProtocol, MappingRequest, PortMapping
+from nattools.mapping.state import Owner
+from nattools.mapping.upkeep import MappingChange
 from nattools.mapping.way import OnChange
 from nattools.upnp.igd import PortMappingEntry
 
@@ -25,7 +29,7 @@ class FakeWay:
 
     protocol: MappingProtocol
     known_external_address: IPAddress | None = PUBLIC
-    refusals: list[NatToolsError] = field(default_factory=list)
+    refusals: list[Exception] = field(default_factory=list)
     lease_s: int | None = 3600
     gateway: IPAddress = GATEWAY
     local: IPAddress = LOCAL
@@ -34,6 +38,9 @@ class FakeWay:
     answers_after_s: float = 0.0
     table: list[PortMappingEntry] | None = None
     stuck: bool = False
+    stuck_ports: set[int] = field(default_factory=set)
+    delay_s: float = 0.0
+    granted: list[PortMapping] = field(default_factory=list)
     asked: list[PortMapping] = field(default_factory=list)
     released: list[PortMapping] = field(default_factory=list)
     on_change: OnChange | None = None
@@ -48,8 +55,12 @@ class FakeWay:
 
     async def acquire(self, request: MappingRequest, draft: PortMapping) -> PortMapping:
         self.asked.append(draft)
+        if draft.internal.port in self.stuck_ports:
+            await asyncio.sleep(3600)
         await self._answer()
-        return replace(draft, external_address=self.known_external_address, lease_s=self.lease_s)
+        mapping = replace(draft, external_address=self.known_external_address, lease_s=self.lease_s)
+        self.granted.append(mapping)
+        return mapping
 
     async def release(self, mapping: PortMapping) -> None:
         await self._answer()
@@ -67,6 +78,7 @@ class FakeWay:
     async def _answer(self) -> None:
         if self.stuck:
             await asyncio.sleep(3600)
+        await asyncio.sleep(self.delay_s)
         if self.refusals:
             raise self.refusals.pop(0)
 
@@ -89,3 +101,28 @@ def opener(answer: Answer) -> Opener:
 
 def _raise(error: NatToolsError) -> NoReturn:
     raise error
+
+
+PCP, NAT_PMP, UPNP = MappingProtocol.PCP, MappingProtocol.NAT_PMP, MappingProtocol.UPNP
+SIP = MappingRequest(Endpoint.parse("0.0.0.0:5060"))
+NOBODY = NoRouterError("nobody is there")
+DEAD = Owner(2**22 + 1, 0.0)
+"""No process can have this number (PID_MAX_LIMIT)."""
+
+OpenClient = Callable[..., AbstractAsyncContextManager[MappingClient]]
+
+
+OTHER = replace(SIP, internal=Endpoint.parse("0.0.0.0:5062"))
+
+
+def run(work: Coroutine[None, None, None]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(30):
+            await work
+
+    asyncio.run(bounded())
+
+
+async def news(client: MappingClient) -> MappingChange:
+    """The next change."""
+    return await anext(client.changes())
