@@ -333,6 +333,9 @@ class HttpListener:
             if self._closed or crowded or not self._accept_from(peer):
                 return
             writer.write(_status_only(await self._status_for(reader, peer)))
+        except asyncio.CancelledError:
+            if not self._closed:  # else it is close() that ends it; asyncio of Python 3.11 would complain
+                raise
         except OSError:
             return  # the peer has gone
         except Exception:  # noqa: BLE001  the callbacks are the caller's; a task has nobody to tell

@@ -256,3 +256,20 @@ def test_any_callback_is_answered_or_closed(pieces: list[bytes]) -> None:
         b"HTTP/1.1 413 Request Entity Too Large",
         b"HTTP/1.1 501 Not Implemented",  # a Transfer-Encoding other than chunked
     )
+
+
+def test_closing_it_in_the_middle_of_a_request_is_quiet() -> None:
+    complaints: list[dict[str, object]] = []
+
+    async def scenario() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+        async with Callbacks() as callbacks:
+            reader, writer = await callbacks.connect()
+            writer.write(b"NOTIFY /ev")
+            await asyncio.sleep(0.05)
+        assert await reader.read() == b""
+        writer.close()
+        await asyncio.sleep(0.05)
+
+    asyncio.run(scenario())
+    assert complaints == []
