@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -268,6 +269,10 @@ OnRequest = Callable[[HttpRequest, Endpoint], int]
 """Takes a request and where it came from; gives the status to answer with."""
 
 
+_ROUNDS_TO_ACCEPT = 10
+"""Of the event loop: asyncio takes some for a connection, and loses one that is late for its server."""
+
+
 class HttpListener:
     """A small HTTP server for callbacks. Make it with `HttpListener.open`, end it with `close`."""
 
@@ -315,12 +320,19 @@ class HttpListener:
         self.local = endpoint_of(sock.getsockname(), with_scope=True)
         return self
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Stop listening and end every connection; no callback comes after that."""
         self._closed = True
-        self._server.close()
-        for connection in self._connections:
-            connection.cancel()
+        try:
+            for listening in self._server.sockets:
+                with suppress(NotImplementedError):  # Windows
+                    asyncio.get_running_loop().remove_reader(listening.fileno())
+            for connection in self._connections:
+                connection.cancel()
+            for _ in range(_ROUNDS_TO_ACCEPT):
+                await asyncio.sleep(0)
+        finally:
+            self._server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one request, whatever it is, in bounded time."""

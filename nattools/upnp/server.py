@@ -224,7 +224,7 @@ class EventReceiver:
                         await asyncio.sleep(_FIRST_RETRY_S)  # no router is to make this run on and on
                 self._again.clear()
         finally:
-            listener.close()
+            await listener.close()
             await self._unsubscribe()
 
     async def _subscribe(self, callback: Endpoint) -> float | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -18,7 +20,7 @@ from nattools.lab.topology import SERVER_ENDPOINTS, STRANGER
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from nattools.lab.namespaces import Host, Lab
+    from nattools.lab.namespaces import Host, Lab, Process
 
 # Opens sockets where it runs and hands them to the test, which thereby has its feet on several hosts at once.
 _OPENER = """
@@ -34,6 +36,28 @@ for endpoint in sys.argv[2:]:
 
 PATIENCE_SECONDS = 10.0
 FENCE_SECONDS = 0.01  # for what may still be on its way behind a datagram that was sent after it
+
+
+class Lines:
+    """The lines that a process writes, as they come; from select a buffered stream would hide some."""
+
+    def __init__(self, process: Process) -> None:
+        assert process.stdout is not None
+        self._file = process.stdout.fileno()
+        self._held = b""
+
+    def next(self, *, within_s: float = PATIENCE_SECONDS) -> str:
+        """The next line, without its end; empty when there will be no other."""
+        deadline = time.monotonic() + within_s
+        while b"\n" not in self._held:
+            left_s = max(deadline - time.monotonic(), 0)
+            assert select.select([self._file], [], [], left_s)[0], f"nothing was told within {within_s} s"
+            piece = os.read(self._file, 65536)
+            if not piece:
+                break
+            self._held += piece
+        line, _, self._held = self._held.partition(b"\n")
+        return line.decode()
 
 
 class OpenSockets(Protocol):

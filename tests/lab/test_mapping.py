@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from nattools.lab.igd import Igd
 from nattools.lab.namespaces import Lab, Process, why_no_igd
 from nattools.lab.nat import NatKind
 from nattools.lab.topology import STRANGER, Topology
-from tests.lab.conftest import PATIENCE_SECONDS, OpenSockets, next_datagram
+from tests.lab.conftest import PATIENCE_SECONDS, Lines, OpenSockets, next_datagram
 
 ROOT = Path(__file__).parents[2]
 PROTOCOLS = ["pcp", "nat-pmp", "upnp"]
@@ -70,6 +69,7 @@ class Keeper:
             stdout=subprocess.PIPE,
             cwd=ROOT,
         )
+        self._lines = Lines(self.process)
 
     def __enter__(self) -> Keeper:
         return self
@@ -83,10 +83,7 @@ class Keeper:
 
     def next(self, *, within_s: float = PATIENCE_SECONDS) -> dict[str, Any]:
         """The next thing it tells."""
-        assert self.process.stdout is not None
-        ready, _, _ = select.select([self.process.stdout], [], [], within_s)
-        assert ready, f"nothing was told within {within_s} s"
-        return cast(dict[str, Any], json.loads(self.process.stdout.readline()))
+        return cast(dict[str, Any], json.loads(self._lines.next(within_s=within_s)))
 
     def until(self, *events: str, within_s: float = PATIENCE_SECONDS) -> dict[str, Any]:
         """The first of these events."""

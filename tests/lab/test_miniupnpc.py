@@ -6,7 +6,6 @@ import importlib.util
 import json
 import os
 import re
-import select
 import shutil
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from nattools.lab.igd import Igd
 from nattools.lab.namespaces import Lab, why_no_igd
 from nattools.lab.nat import NatKind
 from nattools.lab.topology import Topology
-from tests.lab.conftest import PATIENCE_SECONDS
+from tests.lab.conftest import PATIENCE_SECONDS, Lines
 
 ROOT = Path(__file__).parents[2]
 NATMAP = [sys.executable, "-m", "nattools.cli.natmap"]
@@ -185,10 +184,10 @@ def test_a_kept_mapping_is_back_after_a_restart_and_removed_at_the_end(tmp_path:
             cwd=ROOT,
         )
 
+        lines = Lines(process)
+
         def event(within_s: float = PATIENCE_SECONDS) -> str:
-            assert process.stdout is not None
-            assert select.select([process.stdout], [], [], within_s)[0], "nothing was told"
-            return cast(str, json.loads(process.stdout.readline())["event"])
+            return cast(str, json.loads(lines.next(within_s=within_s))["event"])
 
         try:
             assert event() == "mapped"

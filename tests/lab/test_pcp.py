@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import select
 import socket
 import subprocess
 import sys
@@ -30,7 +28,7 @@ from nattools.net.interfaces import interfaces
 from nattools.pcp.announcement import Announcement
 from nattools.pcp.client import AnnouncementListener, MapResult, NatPmpClient, PcpClient
 from nattools.pcp.pcp import Filter
-from tests.lab.conftest import FENCE_SECONDS, PATIENCE_SECONDS, OpenSockets, next_datagram
+from tests.lab.conftest import FENCE_SECONDS, PATIENCE_SECONDS, Lines, OpenSockets, next_datagram
 
 ROOT = Path(__file__).parents[2]
 ROUTER, ROUTER_IPV6 = ip_address("192.168.0.1"), ip_address("2001:db8:1::1")
@@ -213,7 +211,7 @@ class Running:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._input, self._output = self._process.stdin, self._process.stdout
-        self._told = b""
+        self._lines = Lines(self._process)
 
     def __enter__(self) -> Running:
         return self
@@ -227,15 +225,8 @@ class Running:
 
     def line(self) -> dict[str, Any] | None:
         """The next thing that it says; None when it has ended."""
-        while b"\n" not in self._told:
-            assert select.select([self._output], [], [], PATIENCE_SECONDS)[0], "it says nothing"
-            more = os.read(self._output.fileno(), 4096)
-            if not more:
-                return None
-            self._told += more
-        line, _, self._told = self._told.partition(b"\n")
-        told: dict[str, Any] = json.loads(line)
-        return told
+        line = self._lines.next()
+        return json.loads(line) if line else None
 
     def go(self) -> None:
         """Let it go on."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import select
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ from nattools.lab.igd import Igd
 from nattools.lab.namespaces import Lab, Process, why_no_igd
 from nattools.lab.nat import NatKind
 from nattools.lab.topology import STRANGER, Topology
-from tests.lab.conftest import PATIENCE_SECONDS, OpenSockets, next_datagram
+from tests.lab.conftest import PATIENCE_SECONDS, Lines, OpenSockets, next_datagram
 
 ROOT = Path(__file__).parents[2]
 NOTICED_S = 2.0  # what the user is promised, from the router's announcement on
@@ -56,12 +55,11 @@ class Program:
             stdout=subprocess.PIPE,
             cwd=ROOT,
         )
+        self._lines = Lines(self._process)
 
     def next(self, event: str, *, within_s: float = PATIENCE_SECONDS) -> dict[str, Any]:
         """The next thing it tells, which must be that."""
-        assert self._process.stdout is not None
-        assert select.select([self._process.stdout], [], [], within_s)[0], f"no {event!r} within {within_s} s"
-        told = cast(dict[str, Any], json.loads(self._process.stdout.readline()))
+        told = cast(dict[str, Any], json.loads(self._lines.next(within_s=within_s)))
         assert told["event"] == event, told
         return told
 

@@ -36,7 +36,7 @@ class Callbacks:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self.listener.close()
+        await self.listener.close()
 
     def _take(self, request: HttpRequest, peer: Endpoint) -> int:
         assert peer.ip == LOOPBACK
@@ -194,7 +194,7 @@ def test_a_failing_callback_is_logged_and_the_listener_lives_on(caplog: pytest.L
         for _ in range(2):
             with pytest.raises(DisconnectedError):
                 await exchange(listener.local, NOTIFY, timeout_s=PATIENCE_S)
-        listener.close()
+        await listener.close()
 
     with caplog.at_level(logging.ERROR, logger="nattools.net.http"):
         asyncio.run(run())
