@@ -90,4 +90,4 @@ def _said(file: IO[bytes]) -> str:
 
 if __name__ == "__main__":
     for line in sys.stdin:
-        print(json.dumps(run(json.loads(line))), flush=True)  # noqa: T201
+        print(json.dumps(run(json.loads(line))), flush=True)  # noqa: T201  a program

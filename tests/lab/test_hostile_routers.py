@@ -142,7 +142,7 @@ def name_of(case: Case) -> str:
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_a_hostile_router_costs_little_and_harms_nothing(case: Case, measurements: Measurements) -> None:
     measured, extra_mib = measurements[case]
-    print(f"{measured.seconds:6.2f} s {extra_mib:6.1f} MiB  {name_of(case)}")  # noqa: T201
+    print(f"{measured.seconds:6.2f} s {extra_mib:6.1f} MiB  {name_of(case)}")  # noqa: T201  for -s
     assert measured.status in (DONE, NO_ROUTER, REFUSED, NOT_PUBLIC), measured.stderr
     harmless(measured)
     assert not costs(measured, extra_mib)
