@@ -28,7 +28,7 @@ _LOG = logging.getLogger("nattools.natmap")
 
 EXIT_DONE, EXIT_USAGE, EXIT_NO_ROUTER, EXIT_REFUSED, EXIT_NOT_PUBLIC = 0, 2, 3, 4, 5
 
-_DEFAULT_TIMEOUT_S = 1.4  # with the start of Python, 2 s at the most where nobody answers
+_DEFAULT_TIMEOUT_S = 1.2  # routers have a second to answer a search; with the start of Python, 2 s in all
 
 
 @dataclass(frozen=True, slots=True)
