@@ -201,7 +201,8 @@ def test_a_kept_mapping_is_back_after_a_restart_and_removed_at_the_end(tmp_path:
             process.kill()
             process.communicate(timeout=PATIENCE_SECONDS)
         assert process.returncode == 0
-        assert set(stderr.splitlines()) <= {"connect: Connection refused"}  # the library's own words
+        # the library's own words about a router that goes away in the middle, and none of natmap's
+        assert {line.partition(": ")[0] for line in stderr.splitlines()} <= {"connect", "send", "recv"}
         assert '"removed"' in stdout
         assert document(lab, tmp_path, "list", "--protocol", "upnp")["mappings"] == []
 
