@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import array
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -21,6 +23,17 @@ _TELLS_INDEXES = sys.platform != "win32"  # there psutil and the socket module u
 _RTF_UP = 0x0001
 _RTF_GATEWAY = 0x0002
 _RTF_REJECT = 0x0200
+
+# <linux/sockios.h>, <linux/ethtool.h>, <net/if_arp.h>
+_SIOCGIFHWADDR = 0x8927
+_SIOCETHTOOL = 0x8946
+_ETHTOOL_GDRVINFO = 3
+_DRIVER_INFO = struct.Struct("=I32s32s32s32s32s12x5I")
+_LINK_ETHERNET = 1
+_LINK_NONE = 0xFFFE  # tun, WireGuard and xfrm, but modems as well that carry bare IP packets
+_TUNNEL_LINKS = frozenset({256, 512, 768, 769, 776, 778, 823})  # SLIP, PPP, IP in IP, SIT, GRE
+
+_TUNNEL_NAMES = ("gif", "gre", "ipsec", "ppp", "tap", "tun", "utun", "wg")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +85,9 @@ def interfaces() -> list[Interface]:
             index = 0
         addresses = tuple(
             address
-            for entry in all_addresses.get(name, ())
+            for label, entries in all_addresses.items()
+            if label == name or label.startswith(f"{name}:")  # Linux: `ip addr add ... label eth0:1`
+            for entry in entries
             if entry.family in (socket.AF_INET, socket.AF_INET6)
             and (address := parse_address(entry.address, entry.netmask)) is not None
         )
@@ -90,6 +105,55 @@ def interfaces() -> list[Interface]:
             )
         )
     return found
+
+
+def interface_of(address: IPAddress) -> Interface | None:
+    """The interface that has `address`; None where this machine has no such address.
+
+    Where several have it, one that is up comes first. Raises what `interfaces` does.
+    """
+    owners = [interface for interface in interfaces() if address in interface.ips]
+    return max(owners, key=lambda interface: interface.is_up, default=None)
+
+
+def is_tunnel(interface: Interface) -> bool | None:
+    """Whether what goes through `interface` leaves inside other packets; None where nobody tells.
+
+    Linux tells the kind of link and its driver. Elsewhere a point-to-point link is one, or the name says so.
+    """
+    if interface.is_loopback:
+        return False
+    if sys.platform == "linux":
+        tunnel = _is_linux_tunnel(interface.name)
+    elif interface.is_point_to_point or interface.name.startswith(_TUNNEL_NAMES):
+        tunnel = True
+    else:
+        tunnel = None if sys.platform == "win32" else False
+    return tunnel
+
+
+def _is_linux_tunnel(name: str) -> bool | None:
+    from fcntl import ioctl  # there is none on Windows
+
+    # not from /sys, which shows the network namespace of who mounted it
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as anything:
+        try:
+            answer = ioctl(anything, _SIOCGIFHWADDR, struct.pack("16s24x", name.encode()))
+        except OSError:  # it has gone, or the sandbox allows no such question
+            return None
+        link: int = struct.unpack_from("=H", answer, 16)[0]
+        if link in _TUNNEL_LINKS:
+            return True
+        if link not in (_LINK_NONE, _LINK_ETHERNET):
+            return False
+        info = array.array("B", _DRIVER_INFO.pack(_ETHTOOL_GDRVINFO, *[b""] * 5, *[0] * 5))
+        try:
+            ioctl(anything, _SIOCETHTOOL, struct.pack("16sP16x", name.encode(), info.buffer_info()[0]))
+        except OSError:
+            return link == _LINK_NONE
+    _, driver, _, _, bus, *_ = _DRIVER_INFO.unpack(info.tobytes())
+    is_software = not bus.strip(b"\0")
+    return driver.strip(b"\0") == b"tun" or (link == _LINK_NONE and is_software)  # Ethernet: a tap
 
 
 def parse_address(text: str, netmask: str | None) -> IPv4Interface | IPv6Interface | None:

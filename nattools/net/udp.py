@@ -1,16 +1,17 @@
-"""UDP sockets for clients: portable, and with the ICMP errors where the system hands them out."""
+"""UDP sockets for clients, opened or adopted: portable, and with the ICMP errors that the system tells."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 import struct
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import cast
 
 from nattools.endpoint import Endpoint, IPAddress
@@ -27,6 +28,7 @@ _IPV6_RECVERR = 25
 _ICMP_ORIGINS = (2, 3)
 _ABOUT_AN_EARLIER_DATAGRAM = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EPROTO)
 _IS_LINUX = sys.platform == "linux"
+_PAIR_BYTES = 1 << 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,47 @@ def socket_address(endpoint: Endpoint) -> tuple[str, int] | tuple[str, int, int,
     return host, endpoint.port, 0, int(scope) if scope.isdecimal() else socket.if_nametoindex(scope)
 
 
+def dual_stack_address(endpoint: Endpoint) -> tuple[str, int] | tuple[str, int, int, int]:
+    """What an IPv6 socket that does IPv4 as well takes for `endpoint` (RFC 3493 §3.7). Raises `OSError`."""
+    if isinstance(endpoint.ip, IPv4Address):
+        return f"::ffff:{endpoint.ip}", endpoint.port
+    return socket_address(endpoint)
+
+
+def check_usable(sock: socket.socket) -> None:
+    """See whether a socket that somebody else made can have a public endpoint.
+
+    Raises `LocalAddressError` where it is not bound, and `TransportError` where it is closed, connected or
+    not UDP.
+    """
+    if sock.fileno() < 0:
+        raise TransportError("the socket is closed: give an open one")
+    is_udp = sock.type == socket.SOCK_DGRAM and sock.proto in (0, socket.IPPROTO_UDP)
+    if not is_udp or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        raise TransportError(
+            f"a socket of {sock.family.name}, {sock.type.name}, protocol {sock.proto} is not a UDP socket"
+        )
+    if not sock.getsockname()[1]:
+        raise LocalAddressError("the socket has no port yet: bind it first, to port 0 for any")
+    try:
+        peer = endpoint_of(sock.getpeername())
+    except OSError:  # so it is not connected
+        return
+    raise TransportError(
+        f"the socket is connected to {peer} and hears nobody else: use one without connect()"
+    )
+
+
+def is_dual_stack(sock: socket.socket) -> bool:
+    """Whether it is an IPv6 socket that does IPv4 as well, in mapped addresses (RFC 3493 §5.3)."""
+    return sock.family == socket.AF_INET6 and not sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+
+
+def _is_blocking(sock: socket.socket) -> bool:
+    """Its mode as the system has it, which all its duplicates share; Python may believe another."""
+    return sock.gettimeout() != 0 if sys.platform == "win32" else os.get_blocking(sock.fileno())
+
+
 def local_address_towards(destination: Endpoint, *, local_address: IPAddress | None = None) -> IPAddress:
     """The address that the kernel would send from to reach `destination`. Nothing is sent.
 
@@ -110,22 +153,25 @@ def local_address_towards(destination: Endpoint, *, local_address: IPAddress | N
 
 
 class UdpSocket(asyncio.DatagramProtocol):
-    """One UDP socket of a client. Make it with `UdpSocket.open`, end it with `close`."""
+    """One UDP socket of a client. Make it with `UdpSocket.open` or `adopt`, end it with `close`."""
 
     def __init__(
         self,
         sock: socket.socket,
         on_datagram: OnDatagram,
         on_error: OnError | None,
-        multicast: MulticastInterface | None,
+        multicast: MulticastInterface | None = None,
     ) -> None:
         self._socket = sock
+        self._gives_back_blocking: bool | None = None
         # Linux looks at the group alone in IPv6, and gives it to its members on all interfaces
         self._scope = multicast.index if multicast is not None and sock.family == socket.AF_INET6 else 0
         self._on_datagram = on_datagram
         self._on_error = on_error
         self._transport: asyncio.DatagramTransport | None = None
-        self.local = endpoint_of(sock.getsockname())
+        self.is_dual_stack = is_dual_stack(sock)
+        """Whether it is an IPv6 socket that does IPv4 as well; its IPv4 peers have IPv4 endpoints here."""
+        self.local = endpoint_of(sock.getsockname()).unmapped
         """Where the socket is bound; the address may be the unspecified one."""
 
     @classmethod
@@ -182,11 +228,38 @@ class UdpSocket(asyncio.DatagramProtocol):
         self._transport = transport
         return self
 
+    @classmethod
+    async def adopt(
+        cls, sock: socket.socket, on_datagram: OnDatagram, on_error: OnError | None = None
+    ) -> UdpSocket:
+        """Hand what arrives at `sock`, which somebody else made and bound, to `on_datagram(data, source)`.
+
+        It stays its owner's, and open when this one is closed. Until then it does not block, whatever its
+        mode was; that comes back at the end. Its options are left alone, so ICMP errors come only if they
+        came before. Raises `LocalAddressError` where it is not bound, and `TransportError` where it cannot be
+        used.
+        """
+        check_usable(sock)
+        blocking, own = _is_blocking(sock), sock.dup()
+        try:
+            own.setblocking(False)
+            self = cls(own, on_datagram, on_error)
+            transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(lambda: self, sock=own)
+        except BaseException as error:
+            own.setblocking(blocking)
+            own.close()
+            if isinstance(error, OSError):
+                raise TransportError(f"cannot use the socket: {error.strerror or error}") from error
+            raise
+        self._transport, self._gives_back_blocking = transport, blocking
+        return self
+
     def send(self, data: bytes, destination: Endpoint) -> None:
         """Send one datagram. Raises `TransportError` when there is no way there at all."""
+        address_of = dual_stack_address if self.is_dual_stack else socket_address
         for last in (False, True):
             try:
-                self._socket.sendto(data, socket_address(destination))
+                self._socket.sendto(data, address_of(destination))
                 return
             except (BlockingIOError, InterruptedError):
                 return  # the send buffer is full: as good as lost on the way
@@ -198,21 +271,25 @@ class UdpSocket(asyncio.DatagramProtocol):
                 self.error_received(error)
 
     def close(self) -> None:
-        """Close the socket; no callback comes after that."""
+        """Close the socket, unless it is somebody else's; no callback comes after that."""
         if self._transport is not None:
             self._transport.abort()
+        if self._gives_back_blocking is not None:
+            self._socket.setblocking(self._gives_back_blocking)
+            self._gives_back_blocking = None
 
     def datagram_received(self, data: bytes, address: object) -> None:
         """Called by asyncio."""
         if self._scope and cast(tuple[str, int, int, int], address)[3] not in (0, self._scope):
             return
-        self._on_datagram(data, endpoint_of(address, with_scope=True))
+        source = endpoint_of(address, with_scope=True)
+        self._on_datagram(data, source.unmapped if self.is_dual_stack else source)
 
     def error_received(self, error: Exception) -> None:
         """Called by asyncio: take the ICMP errors with their destinations off the queue."""
+        reports = self._error_queue() if _IS_LINUX else []  # what stays in it wakes the loop for ever
         if self._on_error is None or not isinstance(error, OSError):
             return
-        reports = self._error_queue() if _IS_LINUX else []
         for destination, report in reports or [(None, error)]:
             self._on_error(destination, report)
 
@@ -227,5 +304,78 @@ class UdpSocket(asyncio.DatagramProtocol):
                 if option in (_IP_RECVERR, _IPV6_RECVERR):
                     number, origin = struct.unpack_from("=IB", value)
                     if origin in _ICMP_ORIGINS:
-                        destination = endpoint_of(address, with_scope=True)
+                        destination = endpoint_of(address, with_scope=True).unmapped
                         reports.append((destination, OSError(number, errno.errorcode.get(number, "ICMP"))))
+
+
+async def open_consecutive(
+    local_address: IPAddress, ports: Sequence[int], handlers: Sequence[tuple[OnDatagram, OnError]]
+) -> list[UdpSocket]:
+    """One socket for each of `handlers`, at the first of `ports` that is free and those after it.
+
+    Port 0 is any that is free. Raises what `UdpSocket.open` does; of several ports, only when all are taken.
+    """
+    for port in ports:
+        opened: list[UdpSocket] = []
+        try:
+            for offset, (on_datagram, on_error) in enumerate(handlers):
+                opened.append(
+                    await UdpSocket.open(
+                        ipv6=local_address.version == 6,
+                        local_address=local_address,
+                        local_port=port + offset,
+                        on_datagram=on_datagram,
+                        on_error=on_error,
+                    )
+                )
+        except BaseException as error:
+            for sock in opened:
+                sock.close()
+            is_taken = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EADDRINUSE
+            if len(ports) == 1 or not is_taken:
+                raise
+        else:
+            return opened
+    several = "" if len(handlers) == 1 else " with the next one"
+    raise LocalAddressError(
+        f"of the ports {min(ports)} to {max(ports)} of {local_address} none is free{several}"
+    )
+
+
+def unbound_socket(family: int) -> socket.socket:
+    """A UDP socket as the socket module makes it, for who binds it later. Raises `OSError`."""
+    return socket.socket(family, socket.SOCK_DGRAM)
+
+
+def datagram_pair() -> tuple[socket.socket, socket.socket]:
+    """Two connected sockets between threads of this process that keep datagrams apart. Raises `OSError`."""
+    pair = _unix_pair() if hasattr(socket, "AF_UNIX") else _loopback_pair()
+    for sock in pair:
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            if sock.getsockopt(socket.SOL_SOCKET, option) < _PAIR_BYTES:  # macOS gives 2 KiB to send
+                sock.setsockopt(socket.SOL_SOCKET, option, _PAIR_BYTES)
+    return pair
+
+
+def _unix_pair() -> tuple[socket.socket, socket.socket]:
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+
+
+def _loopback_pair() -> tuple[socket.socket, socket.socket]:
+    one, other = unbound_socket(socket.AF_INET), unbound_socket(socket.AF_INET)
+    try:
+        for sock in (one, other):
+            sock.bind(("127.0.0.1", 0))
+        for sock, peer in ((one, other), (other, one)):
+            sock.connect(peer.getsockname())
+        for sock in (one, other):  # what somebody else sent there before it was connected
+            with suppress(BlockingIOError):
+                sock.setblocking(False)
+                while True:
+                    sock.recv(1)
+            sock.setblocking(True)
+    except BaseException:
+        one.close()
+        other.close()
+        raise
+    return one, other

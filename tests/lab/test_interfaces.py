@@ -134,3 +134,47 @@ def test_loopback_and_tunnels_are_told_apart(client: Host) -> None:
     if made.returncode:
         pytest.skip(f"no tunnel on this machine: {made.stderr.strip()}")
     assert "point_to_point" in told(client, "interface", "tun0")
+
+
+_TUNNELS = """
+import sys
+from ipaddress import ip_address
+from nattools.net.interfaces import interface_of, interfaces, is_tunnel
+for interface in interfaces():
+    print(interface.name, is_tunnel(interface))
+for text in sys.argv[1:]:
+    owner = interface_of(ip_address(text))
+    print(text, owner and owner.name)
+"""
+
+
+def owners(host: Host, *addresses: str) -> dict[str, str]:
+    """Of each interface whether it is a tunnel, of each address whose it is."""
+    done = host.run([sys.executable, "-P", "-c", _TUNNELS, *addresses], timeout=30)
+    assert done.returncode == 0, done.stderr
+    return dict(line.split() for line in done.stdout.splitlines())
+
+
+@pytest.mark.parametrize("mode", ["tun", "tap"])
+def test_a_tunnel_is_known_by_its_driver_whatever_its_name(client: Host, mode: str) -> None:
+    made = client.run(["ip", "tuntap", "add", "mode", mode, "name", "office"], timeout=10)
+    if made.returncode:
+        pytest.skip(f"no tunnel on this machine: {made.stderr.strip()}")
+    ip(client, "link add tun7 type veth peer name tun8")
+    told = owners(client)
+    assert told == {"lo": "False", "eth0": "False", "office": "True", "tun7": "False", "tun8": "False"}
+
+
+def test_an_address_has_its_interface(client: Host) -> None:
+    ip(client, "addr add 10.9.8.7/30 dev eth0 label eth0:office")  # as older systems set up a second one
+    ip(client, "addr add fe80::108/64 dev eth0 nodad", version=6)
+    told = owners(client, "127.0.0.1", "10.9.8.7", "2001:db8:1::108", "fe80::108%eth0", "198.51.100.1")
+    assert told | {"lo": "", "eth0": ""} == {
+        "lo": "",
+        "eth0": "",
+        "127.0.0.1": "lo",
+        "10.9.8.7": "eth0",
+        "2001:db8:1::108": "eth0",
+        "fe80::108%eth0": "eth0",
+        "198.51.100.1": "None",
+    }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,7 +21,9 @@ from nattools.net.interfaces import (
     DefaultRoute,
     Interface,
     default_routes,
+    interface_of,
     interfaces,
+    is_tunnel,
     parse_address,
     parse_ipv6_route,
     parse_netstat,
@@ -276,3 +280,76 @@ def test_a_system_without_proc_has_no_routes(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr("builtins.open", missing)
     assert default_routes(ipv6=True) == []
+
+
+def named(name: str, *addresses: str, is_up: bool = True, is_point_to_point: bool = False) -> Interface:
+    parsed = tuple(ip_interface(text) for text in addresses)
+    return Interface(name, 2, parsed, is_up, True, name == "lo", is_point_to_point)
+
+
+@pytest.mark.parametrize(
+    ("platform", "interface", "expected"),
+    [
+        ("darwin", named("utun3", is_point_to_point=True), True),
+        ("darwin", named("en0"), False),
+        ("darwin", named("lo", is_point_to_point=True), False),
+        ("freebsd14", named("tap0"), True),
+        ("freebsd14", named("ng0", is_point_to_point=True), True),
+        ("win32", named("wg-office"), True),
+        ("win32", named("Ethernet 2"), None),  # may be a TAP adapter
+        ("linux", named("no-such-interface"), None),
+        ("linux", named("lo"), False),
+    ],
+)
+def test_a_tunnel_is_known_by_what_the_system_tells(
+    platform: str, interface: Interface, expected: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if platform == "linux" and sys.platform != "linux":
+        pytest.skip("asks a Linux kernel")
+    monkeypatch.setattr(sys, "platform", platform)
+    assert is_tunnel(interface) is expected
+
+
+def test_of_two_interfaces_with_an_address_the_one_that_is_up_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    down, up = named("eth0", "10.8.0.2/24", is_up=False), named("tun0", "10.8.0.2/24")
+    monkeypatch.setattr(module, "interfaces", lambda: [down, up])
+    assert interface_of(ip_address("10.8.0.2")) == up
+    assert interface_of(ip_address("10.8.0.3")) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs ioctl as Linux has it")
+@pytest.mark.parametrize(
+    ("link", "driver", "bus", "expected"),
+    [
+        (65534, b"wireguard", b"", True),
+        (65534, b"tun", b"tun", True),
+        (65534, None, b"", True),
+        (65534, b"qmi_wwan", b"usb-0000:00:14.0-3", False),  # a modem that carries bare IP packets
+        (512, None, b"", True),
+        (778, None, b"", True),
+        (1, b"tun", b"tap", True),
+        (1, b"e1000e", b"0000:00:1f.6", False),
+        (1, b"veth", b"", False),
+        (1, None, b"", False),
+        (801, b"ath9k", b"0000:00:1f.7", False),
+    ],
+)
+def test_linux_tells_a_tunnel_by_its_link_and_driver(
+    link: int, driver: bytes | None, bus: bytes, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ioctl(_: object, request: int, argument: bytes) -> bytes:
+        assert argument.startswith(b"any0\0")
+        if request == 0x8927:  # SIOCGIFHWADDR
+            return struct.pack("16sH22x", b"any0", link)
+        if driver is None:
+            raise OSError(95, "Operation not supported")
+        (where,) = struct.unpack_from("P", argument, 16)
+        assert ctypes.string_at(where, 4) == struct.pack("=I", 3)  # ETHTOOL_GDRVINFO
+        told = struct.pack("=I32s64x32s", 3, driver, bus)
+        ctypes.memmove(where, told, len(told))
+        return argument
+
+    monkeypatch.setattr("fcntl.ioctl", ioctl)
+    assert is_tunnel(named("any0")) is expected
