@@ -4,7 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := nattools tests bench examples
 # What the tests of tests/lab talk to, besides namespaces
-TEST_PACKAGES := nftables iproute2 util-linux coturn stun-client stun-server miniupnpd-nftables natpmpc
+TEST_PACKAGES := nftables iproute2 util-linux coturn stun-client stun-server miniupnpd-nftables natpmpc \
+	wireguard-go wireguard-tools
 FUZZ_COUNT ?= 1000000
 # More than there are processors: most tests of tests/lab wait for a router
 TEST_WORKERS ?= 4

@@ -65,6 +65,7 @@ EXAMPLES
   natlab run --nat symmetric --second-nat port-restricted-cone -- natcheck    a carrier's NAT and one at home
   natlab run --nat port-restricted-cone --hairpin -- sh -c 'tcpdump -n udp & natcheck; sleep 1'
   natlab run --igd 1 --nat symmetric -- natmap add 5060 --udp
+  natlab run --nat full-cone --udp-timeout 6 -- bash    a NAT that forgets soon
 
 \b
 EXIT STATUS
@@ -114,6 +115,12 @@ def main() -> None:
     help=f"A real miniupnpd on the router answers UPnP (InternetGatewayDevice:1 or :2), NAT-PMP and PCP"
     f" ({' and '.join(kind.value for kind in IGD_KINDS)}; needs the package miniupnpd-nftables).",
 )
+@click.option(
+    "--udp-timeout",
+    type=click.IntRange(min=1),
+    metavar="SECONDS",
+    help="Forget a UDP flow after so long a silence (default: the kernel's 30 to 120 seconds).",
+)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="COMMAND...")
 def run(
     nat: str | None,
@@ -121,6 +128,7 @@ def run(
     loss: float,
     hairpin: bool,
     igd: str | None,
+    udp_timeout: int | None,
     command: tuple[str, ...],
 ) -> NoReturn:
     """Build the network, run the command, end as it ended."""
@@ -133,6 +141,7 @@ def run(
             loss_percent=loss,
             hairpin=hairpin,
             igd=None if igd is None else Igd(version=int(igd)),
+            udp_timeout_s=udp_timeout,
         )
     except LabError as error:
         raise click.UsageError(str(error)) from error

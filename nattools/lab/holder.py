@@ -174,6 +174,7 @@ def _build(plan: dict[str, Any]) -> dict[str, int]:
         _system_call("setns", networks[host["name"]], _CLONE_NEWNET)
         if host["ruleset"]:
             _run([plan["nft"], "-f", "-"], [host["ruleset"]])
+        _set_up(host["timers"])
         _run([plan["ip"], "-batch", "-"], [*host["commands"], *(host["commands_ipv6"] if ipv6 else [])])
     return networks
 
@@ -200,7 +201,7 @@ def _set_up(sysctls: list[list[str]]) -> None:
             _write(f"/proc/sys/{path}", value)
         except OSError as error:
             reason = f"/proc/sys/{path} cannot be written ({error.strerror})"
-            raise _BuildError(f"{reason}; in a container, start it privileged") from error
+            raise _BuildError(f"{reason}: run it as root; in a container, start it privileged") from error
 
 
 def _write(path: str, text: str) -> None:

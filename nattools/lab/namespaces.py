@@ -123,12 +123,13 @@ class Lab:
 
     The public side runs `stund` on both addresses unless `start_server` is false; the router runs miniupnpd
     where the topology has an `igd`. Entering raises `LabError` when the network cannot be built or a server
-    does not come up. The hosts are there inside the block only.
+    does not come up. The hosts are there inside the block only, `inner_router` where there is a `second_nat`.
     """
 
     client: Host
     router: Host
     public: Host
+    inner_router: Host | None = None
     server: Process | None = None
 
     def __init__(self, topology: Topology, *, start_server: bool = True) -> None:
@@ -245,6 +246,7 @@ class Lab:
             for name, network in report["networks"].items()
         }
         self.client, self.router, self.public = (self._hosts[name] for name in ("client", "router", "public"))
+        self.inner_router = self._hosts.get("inner-router")
 
     def _serve(self) -> None:
         addresses = [str(endpoint.ip) for endpoint in (SERVER, ALTERNATE_SERVER)]

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 LAN_INTERFACE = "lan"
 WAN_INTERFACE = "wan"
 
+_MEMORY_S = 300  # how long a silent port stays mapped in the sets, unless told otherwise (RFC 4787 §4.3)
+
 
 class NatKind(Enum):
     """A NAT or firewall by the name that `natlab run --nat` takes."""
@@ -38,6 +40,11 @@ class NatKind(Enum):
     def hairpins(self) -> bool:
         """Whether this kind can be built with hairpinning: a mapping must be one public port for that."""
         return self in (NatKind.FULL_CONE, NatKind.RESTRICTED_CONE, NatKind.PORT_RESTRICTED_CONE)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether this kind keeps a state for each flow, and so forgets it after a time."""
+        return self not in (NatKind.OPEN, NatKind.BLOCKED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +110,17 @@ def ruleset(
     remote_addresses: Sequence[str],
     loss_percent: float = 0,
     hairpin: bool = False,
+    udp_timeout_s: int | None = None,
 ) -> str:
     """Write the ruleset of one router, for `nft -f -`.
 
     `inside_address` is the one client, or next router inward, that the router knows; `remote_addresses` are
     the hosts outside, each of which has a port range of its own under address-dependent mapping.
     `loss_percent` of the UDP datagrams are dropped in each direction, to a hundredth of a percent.
+    A port that sends nothing for `udp_timeout_s` is no longer mapped; the timers of connection tracking are
+    no rules, and must be set to the same.
     """
+    options = f"size 65535; flags dynamic,timeout; timeout {udp_timeout_s or _MEMORY_S}s;"
     sets: list[str] = []
     chains = [
         chain("forward", "filter hook forward", "filter", [*loss(loss_percent), *_forward(kind)], "drop")
@@ -125,12 +136,11 @@ def ruleset(
     # What hairpins is not filtered: the filters of RFC 4787 §5 are about external hosts.
     open_to = [*outside, LAN_INTERFACE] if hairpin else outside
     if open_to:
-        sets.append("set mapped { type inet_service; size 65535; flags dynamic,timeout; timeout 5m; }")
+        sets.append(f"set mapped {{ type inet_service; {options} }}")
         outgoing = [f"iifname {LAN_INTERFACE} meta l4proto udp update @mapped {{ udp sport }}"]
         if kind is NatKind.RESTRICTED_CONE:
             # The filter belongs to an internal endpoint: a set of addresses would open every port at once.
-            key = "type ipv4_addr . inet_service"
-            sets.append(f"set sent_to {{ {key}; size 65535; flags dynamic,timeout; timeout 5m; }}")
+            sets.append(f"set sent_to {{ type ipv4_addr . inet_service; {options} }}")
             update = "update @sent_to { ip daddr . udp sport }"
             outgoing.append(f"iifname {LAN_INTERFACE} meta l4proto udp {update}")
         chains.append(chain("outgoing", "filter hook prerouting", "mangle", outgoing))

@@ -52,6 +52,7 @@ _HOME = IPv4Network("192.168.0.0/24")
 _CARRIER = IPv4Network("100.64.0.0/24")
 _ROUTED = IPv4Network("198.51.100.0/24")
 _ROUTER_HOST = 1
+_LONGEST_UDP_TIMEOUT_S = 86400
 _INSIDE_HOST = 108
 
 _PUBLIC_IPV6 = "2001:db8::"
@@ -65,6 +66,11 @@ _FORWARDING = {
     # When the WAN address changes, the new one is there before the old one goes, and would go with it.
     "net/ipv4/conf/all/promote_secondaries": "1",
 }
+# Of a flow that nothing came back on, and of one that goes both ways.
+_UDP_TIMERS = (
+    "net/netfilter/nf_conntrack_udp_timeout",
+    "net/netfilter/nf_conntrack_udp_timeout_stream",
+)
 _FORWARDING_IPV6 = {
     "net/ipv6/conf/all/forwarding": "1",
     # A neighbour is asked for from the link-local address, which would be unusable for the first two seconds.
@@ -92,6 +98,7 @@ class HostPlan:
     ruleset: str = ""  # for `nft -f`
     sysctls: tuple[tuple[str, str], ...] = ()  # path below /proc/sys, and value
     sysctls_ipv6: tuple[tuple[str, str], ...] = ()
+    timers: tuple[tuple[str, str], ...] = ()  # sysctls of connection tracking, there once the ruleset is
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +108,9 @@ class Topology:
     `loss_percent` of the UDP datagrams are lost each way, at the router `nat`. With `hairpin` that router
     returns what the client sends to its own public endpoint; only the cone kinds can. With `alternate_dead`
     the server's second address neither receives nor sends. With `igd` the router can be asked for mappings
-    (UPnP-IGD, NAT-PMP, PCP). Raises `LabError` for a network that cannot be.
+    (UPnP-IGD, NAT-PMP, PCP). After `udp_timeout_s` without a datagram every router forgets a UDP flow
+    (RFC 4787 §4.3); None leaves that to the kernel, which waits for 30 to 120 s. Raises `LabError` for a
+    network that cannot be.
     """
 
     nat: NatKind
@@ -110,6 +119,7 @@ class Topology:
     hairpin: bool = False
     alternate_dead: bool = False
     igd: Igd | None = None
+    udp_timeout_s: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.loss_percent <= 100:
@@ -117,8 +127,16 @@ class Topology:
         if self.hairpin and not self.nat.hairpins:
             able = ", ".join(kind.value for kind in NatKind if kind.hairpins)
             raise LabError(f"{self.nat.value} has no hairpinning: it can be had with {able}")
+        if self.udp_timeout_s is not None:
+            self._check_udp_timeout(self.udp_timeout_s)
         if self.igd is not None:
             self._check_igd()
+
+    def _check_udp_timeout(self, timeout_s: int) -> None:
+        if not 0 < timeout_s <= _LONGEST_UDP_TIMEOUT_S:
+            raise LabError(f"a UDP timeout of {timeout_s} s is not between 1 and {_LONGEST_UDP_TIMEOUT_S}")
+        if not any(kind is not None and kind.remembers for kind in (self.nat, self.second_nat)):
+            raise LabError(f"{self.nat.value} keeps no UDP flow that it could forget")
 
     def _check_igd(self) -> None:
         if self.nat not in IGD_KINDS:
@@ -204,21 +222,32 @@ class Topology:
             "router",
             tuple(commands),
             commands_ipv6=commands_ipv6 if self._has_ipv6 else (),
-            ruleset=self._router_ruleset(inside_address),
+            ruleset=self.router_ruleset(WAN_ADDRESS, inside_address),
             sysctls=tuple(_FORWARDING.items()),
             sysctls_ipv6=tuple(_FORWARDING_IPV6.items()) if self._has_ipv6 else (),
+            timers=self._timers(self.nat),
         )
 
-    def _router_ruleset(self, inside_address: str) -> str:
+    def _timers(self, kind: NatKind) -> tuple[tuple[str, str], ...]:
+        if self.udp_timeout_s is None or not kind.remembers:
+            return ()
+        return tuple((timer, str(self.udp_timeout_s)) for timer in _UDP_TIMERS)
+
+    def router_ruleset(self, wan_address: str, inside_address: str) -> str:
+        """Write the rules of the outer router while it has that public address, and knows that host inside.
+
+        An `Igd` names neither in its rules.
+        """
         if self.igd is not None:
             return igd_ruleset(self.igd, self.nat, loss_percent=self.loss_percent)
         return ruleset(
             self.nat,
-            wan_address=WAN_ADDRESS,
+            wan_address=wan_address,
             inside_address=inside_address,
             remote_addresses=_REMOTE_ADDRESSES,
             loss_percent=self.loss_percent,
             hairpin=self.hairpin,
+            udp_timeout_s=self.udp_timeout_s,
         )
 
     def _inner_router(self, kind: NatKind) -> HostPlan:
@@ -238,8 +267,10 @@ class Topology:
                 wan_address=str(middle[_INSIDE_HOST]),
                 inside_address=self.client_address,
                 remote_addresses=_REMOTE_ADDRESSES,
+                udp_timeout_s=self.udp_timeout_s,
             ),
             sysctls=tuple(_FORWARDING.items()),
+            timers=self._timers(kind),
         )
 
     def _client(self) -> HostPlan:

@@ -7,7 +7,7 @@ import select
 import socket
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 _OPENER = """
 import socket, sys
 channel = socket.socket(fileno=0)
+kind = int(sys.argv[1])
+protocol = socket.IPPROTO_RAW if kind == socket.SOCK_RAW else 0
 for endpoint in sys.argv[2:]:
     ip, port = endpoint.rsplit(" ", 1)
-    opened = socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET, int(sys.argv[1]))
+    opened = socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET, kind, protocol)
     opened.bind((ip, int(port)))
     socket.send_fds(channel, [b"."], [opened.fileno()])
 """
@@ -45,6 +47,10 @@ class Lines:
         assert process.stdout is not None
         self._file = process.stdout.fileno()
         self._held = b""
+
+    def are_there(self, *, within_s: float) -> bool:
+        """Whether something was written within that time that `next` would take, be it the end."""
+        return b"\n" in self._held or bool(select.select([self._file], [], [], within_s)[0])
 
     def next(self, *, within_s: float = PATIENCE_SECONDS) -> str:
         """The next line, without its end; empty when there will be no other."""
@@ -75,10 +81,12 @@ def endpoint_of(sockname: tuple[str, int]) -> Endpoint:
 class Wire:
     """A client's sockets and those of the public side, all in the hands of one test."""
 
-    def __init__(self, lab: Lab, open_sockets: OpenSockets, *, clients: int = 1) -> None:
+    def __init__(
+        self, lab: Lab, open_sockets: OpenSockets, *, clients: int = 1, home: str | None = None
+    ) -> None:
         self.lab = lab
-        home = Endpoint.of(lab.topology.client_address, 0)
-        self.clients = open_sockets(lab.client, [home] * clients)
+        local = Endpoint.of(home or lab.topology.client_address, 0)
+        self.clients = open_sockets(lab.client, [local] * clients)
         endpoints = [*SERVER_ENDPOINTS, STRANGER]
         self.public = dict(zip(endpoints, open_sockets(lab.public, endpoints), strict=True))
 
@@ -142,9 +150,9 @@ def _laboratory(_missing: str | None) -> None:
         pytest.skip(_missing)
 
 
-@pytest.fixture
-def open_sockets() -> Iterator[OpenSockets]:
-    """The function that opens sockets inside a laboratory, for a test that stays outside."""
+@contextmanager
+def opened_sockets() -> Iterator[OpenSockets]:
+    """A function that opens sockets inside a laboratory, for who stays outside; closed at the end."""
     with ExitStack() as opened:
 
         def open_all(
@@ -162,4 +170,11 @@ def open_sockets() -> Iterator[OpenSockets]:
                 assert opener.wait(10) == 0
             return [opened.enter_context(socket.socket(fileno=file)) for (file,) in files]
 
+        yield open_all
+
+
+@pytest.fixture
+def open_sockets() -> Iterator[OpenSockets]:
+    """The function that opens sockets inside a laboratory, for a test that stays outside."""
+    with opened_sockets() as open_all:
         yield open_all

@@ -51,6 +51,26 @@ except TimeoutError:
     print("silence")
 """
 
+# Send a Binding request, let that socket rest, and then have another one ask for an answer to its port
+# (RESPONSE-PORT, RFC 5780 §7.5). The kernel keeps the port where it is a cone.
+ASK_LATER = """
+import os, socket, struct, sys, time
+ip, port = os.environ["NATCHECK_SERVER"].rsplit(":", 1)
+resting, asking = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+resting.settimeout(5)
+resting.sendto(bytes.fromhex("000100002112a442") + bytes(12), (ip, int(port)))
+resting.recv(2048)
+time.sleep(float(sys.argv[1]))
+response_port = struct.pack("!HHHxx", 0x27, 4, resting.getsockname()[1])
+asking.sendto(bytes.fromhex("000100082112a442") + bytes(12) + response_port, (ip, int(port)))
+resting.settimeout(0.5)
+try:
+    resting.recv(2048)
+    print("reached")
+except TimeoutError:
+    print("silence")
+"""
+
 
 def natlab(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -147,6 +167,8 @@ def test_a_command_that_cannot_be_run() -> None:
         (["run", "--nat", "open", "--second-nat", "cone", "--", "true"], "'cone' is not one of 'open', "),
         (["run", "--nat", "open", "--loss", "101", "--", "true"], "101.0 is not in the range"),
         (["run", "--nat", "open", "--delay", "5", "--", "true"], "No such option"),
+        (["run", "--nat", "full-cone", "--udp-timeout", "0", "--", "true"], "0 is not in the range"),
+        (["run", "--nat", "open", "--udp-timeout", "6", "--", "true"], "open keeps no UDP flow"),
         (
             ["run", "--nat", "symmetric", "--hairpin", "--", "true"],
             "symmetric has no hairpinning: it can be had with full-cone, restricted-cone, ",
@@ -218,6 +240,14 @@ def test_open_files_pass_through() -> None:
 )
 def test_the_stun_server_is_there_before_the_command(options: list[str], answer: str) -> None:
     done = natlab("run", "--nat", "full-cone", *options, "--", sys.executable, "-c", ASK)
+    assert (done.stdout, done.stderr) == (f"{answer}\n", "")
+
+
+@pytest.mark.parametrize(("wait_s", "answer"), [("0", "reached"), ("4.5", "silence")])
+def test_a_nat_with_a_short_timer_forgets(wait_s: str, answer: str) -> None:
+    done = natlab(
+        *("run", "--nat", "full-cone", "--udp-timeout", "3", "--", sys.executable, "-c", ASK_LATER, wait_s)
+    )
     assert (done.stdout, done.stderr) == (f"{answer}\n", "")
 
 

@@ -11,7 +11,9 @@ from nattools.lab.nat import MEANINGS, Behavior, NatKind, behavior, ruleset
 REMOTE_ADDRESSES = ("203.0.113.10", "203.0.113.11", "203.0.113.20")
 
 
-def rules_of(kind: NatKind, *, loss_percent: float = 0, hairpin: bool = False) -> list[str]:
+def rules_of(
+    kind: NatKind, *, loss_percent: float = 0, hairpin: bool = False, udp_timeout_s: int | None = None
+) -> list[str]:
     text = ruleset(
         kind,
         wan_address="203.0.113.1",
@@ -19,6 +21,7 @@ def rules_of(kind: NatKind, *, loss_percent: float = 0, hairpin: bool = False) -
         remote_addresses=REMOTE_ADDRESSES,
         loss_percent=loss_percent,
         hairpin=hairpin,
+        udp_timeout_s=udp_timeout_s,
     )
     return text.splitlines()
 
@@ -111,3 +114,14 @@ def test_hairpinning_opens_the_mapping_from_the_inside(kind: NatKind) -> None:
 def test_loss_to_a_hundredth_of_a_percent(percent: float, rule: str | None) -> None:
     before, after = rules_of(NatKind.OPEN), rules_of(NatKind.OPEN, loss_percent=percent)
     assert [line for line in after if line not in before] == ([] if rule is None else [rule])
+
+
+@pytest.mark.parametrize(("timeout_s", "written"), [(None, "timeout 300s;"), (6, "timeout 6s;")])
+def test_the_sets_forget_when_connection_tracking_does(timeout_s: int | None, written: str) -> None:
+    rules = rules_of(NatKind.RESTRICTED_CONE, udp_timeout_s=timeout_s)
+    sets = [rule for rule in rules if rule.startswith("set ")]
+    assert [written in rule for rule in sets] == [True, True]
+
+
+def test_what_neither_translates_nor_filters_has_nothing_to_forget() -> None:
+    assert [kind for kind in NatKind if not kind.remembers] == [NatKind.OPEN, NatKind.BLOCKED]

@@ -128,3 +128,39 @@ def test_a_loss_beyond_all_or_nothing_is_refused(percent: float) -> None:
 def test_only_cones_can_hairpin(nat: NatKind) -> None:
     with pytest.raises(LabError, match="full-cone, restricted-cone, port-restricted-cone"):
         Topology(nat, hairpin=True)
+
+
+def timers(topology: Topology, name: str) -> dict[str, str]:
+    return {path.rpartition("_udp_")[2]: value for path, value in host(topology, name).timers}
+
+
+def test_every_router_forgets_after_the_same_time() -> None:
+    topology = Topology(NatKind.PORT_RESTRICTED_CONE, NatKind.FULL_CONE, udp_timeout_s=6)
+    for name in ("router", "inner-router"):
+        assert timers(topology, name) == {"timeout": "6", "timeout_stream": "6"}
+    assert "timeout 6s;" in host(topology, "inner-router").ruleset
+    assert timers(topology, "client") == timers(topology, "public") == {}
+
+
+def test_a_router_that_grants_mappings_forgets_too() -> None:
+    topology = Topology(NatKind.SYMMETRIC, igd=Igd(), udp_timeout_s=9)
+    assert timers(topology, "router") == {"timeout": "9", "timeout_stream": "9"}
+
+
+def test_unless_told_otherwise_the_kernel_has_its_own_timers() -> None:
+    assert timers(Topology(NatKind.FULL_CONE), "router") == {}
+
+
+def test_a_router_without_memory_has_no_timers() -> None:
+    topology = Topology(NatKind.OPEN, NatKind.FULL_CONE, udp_timeout_s=6)
+    assert timers(topology, "router") == {}
+    assert timers(topology, "inner-router") == {"timeout": "6", "timeout_stream": "6"}
+    for nat in (NatKind.OPEN, NatKind.BLOCKED):
+        with pytest.raises(LabError, match=f"{nat.value} keeps no UDP flow"):
+            Topology(nat, udp_timeout_s=6)
+
+
+@pytest.mark.parametrize("timeout_s", [-1, 0, 86401])
+def test_a_timeout_beyond_reason_is_refused(timeout_s: int) -> None:
+    with pytest.raises(LabError, match="not between 1 and 86400"):
+        Topology(NatKind.FULL_CONE, udp_timeout_s=timeout_s)
