@@ -18,12 +18,16 @@
     |   |-- NoRouterError         no router answered any of the protocols that were asked
     |   |-- UpnpError             a UPnP error; carries `code`; each code has a class in upnp/faults.py
     |   `-- PcpError              a PCP or NAT-PMP result other than success; carries `code`
+    |-- BindingError              no public endpoint can be had, or it is lost; carries `refusals`
+    |   `-- SymmetricNatError     the NAT shows everybody another endpoint, so that none can be told
     `-- LabError                  the NAT laboratory cannot be built on this machine
 
 Every message says what was tried, with whom, what came back, and what can be done about it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 
 class NatToolsError(Exception):
@@ -101,6 +105,21 @@ class PcpError(MappingError):
     def __init__(self, message: str, *, code: int) -> None:
         super().__init__(message)
         self.code = code
+
+
+class BindingError(NatToolsError):
+    """No public endpoint can be had for a socket, or the one that was had is lost.
+
+    `refusals` has the reason of each method that was tried, by its name; empty where one method speaks.
+    """
+
+    def __init__(self, message: str, *, refusals: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.refusals = dict(refusals or {})
+
+
+class SymmetricNatError(BindingError):
+    """The NAT gives each destination another public endpoint (RFC 4787 §4.1), so none can be told."""
 
 
 class LabError(NatToolsError):
