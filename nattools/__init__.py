@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from nattools.endpoint import AddressClass, Endpoint
 from nattools.errors import (
     AuthenticationError,
+    BindingError,
     DecodeError,
     MappingError,
     NatToolsError,
@@ -22,6 +23,8 @@ from nattools.errors import (
 )
 
 if TYPE_CHECKING:
+    from nattools.binding.keeper import open_binding
+    from nattools.binding.model import PublicBinding
     from nattools.mapping.client import MappingClient
     from nattools.mapping.model import MappingRequest, PortMapping
     from nattools.stun.classifier import Filtering, Mapping, NatType, Verdict, classify
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AddressClass",
     "AuthenticationError",
+    "BindingError",
     "BindingResult",
     "DecodeError",
     "Endpoint",
@@ -44,6 +48,7 @@ __all__ = [
     "NoResponseError",
     "NoRouterError",
     "PortMapping",
+    "PublicBinding",
     "ResponseError",
     "StunClient",
     "StunServer",
@@ -51,6 +56,7 @@ __all__ = [
     "Verdict",
     "classify",
     "discover",
+    "open_binding",
 ]
 
 _LOADED_ON_USE = {
@@ -61,11 +67,13 @@ _LOADED_ON_USE = {
     "MappingRequest": "nattools.mapping.model",
     "NatType": "nattools.stun.classifier",
     "PortMapping": "nattools.mapping.model",
+    "PublicBinding": "nattools.binding.model",
     "StunClient": "nattools.stun.client",
     "StunServer": "nattools.stun.server",
     "Verdict": "nattools.stun.classifier",
     "classify": "nattools.stun.classifier",
     "discover": "nattools.stun.client",
+    "open_binding": "nattools.binding.keeper",
 }
 
 

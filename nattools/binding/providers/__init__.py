@@ -1,0 +1,1 @@
+"""One way each to a public endpoint that needs more than the socket itself."""
