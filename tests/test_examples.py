@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -40,8 +42,36 @@ def test_those_that_ask_a_server(name: str, words: str) -> None:
         assert words in output_of(name, server)
 
 
+def test_the_blocking_socket(tmp_path: Path) -> None:
+    (tmp_path / "nattools.toml").write_text('methods = ["stun", "open"]')
+    command = [sys.executable, "-W", "error", str(EXAMPLES / "blocking_socket.py")]
+    with stund("127.0.0.1") as server:
+        environment = {"NATTOOLS_SETTINGS": str(tmp_path / "nattools.toml"), "NATTOOLS_STUN_SERVERS": server}
+        with (
+            subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=os.environ | environment,
+            ) as program,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as friend,
+        ):
+            assert program.stdout is not None
+            words = program.stdout.readline().split()
+            assert words[:2] == ["write", "to"]
+            host, port = words[2].split(":")
+            friend.settimeout(TIME_LIMIT_S)
+            friend.sendto(b"hello", (host, int(port)))
+            assert friend.recv(64) == b"you said: hello"
+            assert program.communicate("", timeout=TIME_LIMIT_S) == ("", "")
+            assert program.returncode == 0
+
+
 def test_every_example_is_tried() -> None:
-    """Here, or in the laboratory where it needs a router."""
-    rooms = (Path(__file__), Path(__file__).parent / "lab" / "test_mapping.py")
+    """Here, or in the laboratory where it needs a router, or a NAT that changes."""
+    lab = Path(__file__).parent / "lab"
+    rooms = (Path(__file__), lab / "test_mapping.py", lab / "test_binding_life.py")
     tried = "".join(room.read_text(encoding="utf-8") for room in rooms)
     assert all(path.name in tried for path in EXAMPLES.glob("*.py"))

@@ -119,6 +119,6 @@ def test_a_tunnel_through_a_router_that_blocks_udp_is_told() -> None:
     with (
         Lab(Topology(NatKind.BLOCKED), start_server=False) as lab,
         pytest.raises(AssertionError, match="nothing comes through the tunnel"),
-        wireguard(lab),
+        wireguard(lab, attempts=5),
     ):
         pass

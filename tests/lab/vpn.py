@@ -55,7 +55,7 @@ import socket, sys
 probe = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 probe.settimeout(0.1)
 probe.connect((sys.argv[1], 9))
-for _ in range(50):
+for _ in range(int(sys.argv[2])):
     try:
         probe.send(b"?")
         probe.recv(1)
@@ -108,10 +108,13 @@ class Vpn:
 
 
 @contextmanager
-def wireguard(lab: Lab) -> Iterator[Vpn]:
-    """Dig a tunnel through the NAT of a laboratory. It has carried packets both ways when this returns."""
-    keys = [run(lab.client, ["wg", "genkey"]) for _ in range(2)]
-    to_client, to_server = (run(lab.client, ["wg", "pubkey"], key).strip() for key in keys)
+def wireguard(lab: Lab, *, attempts: int = 50) -> Iterator[Vpn]:
+    """Dig a tunnel through the NAT of a laboratory. It has carried packets both ways when this returns.
+
+    Where it has not after so many attempts, 0.1 s each, that is an `AssertionError`.
+    """
+    keys = [_wg("genkey") for _ in range(2)]
+    to_client, to_server = (_wg("pubkey", key).strip() for key in keys)
     # The server takes whatever address of the tunnel the client has.
     at_server = f"ListenPort = {_PORT}\n[Peer]\nPublicKey = {to_client}\nAllowedIPs = 10.8.0.0/24\n"
     at_client = (
@@ -134,8 +137,13 @@ def wireguard(lab: Lab) -> Iterator[Vpn]:
             f"link set {INTERFACE} up",
             _route_to_stranger(),
         )
-        run(lab.client, [sys.executable, "-I", "-S", "-c", _ROUND_TRIP, str(SERVER_ADDRESS)])
+        run(lab.client, [sys.executable, "-I", "-S", "-c", _ROUND_TRIP, str(SERVER_ADDRESS), str(attempts)])
         yield Vpn(lab, client, server)
+
+
+def _wg(command: str, text: str = "") -> str:
+    """Have `wg` compute something, for which it needs no network."""
+    return subprocess.run(["wg", command], input=text, capture_output=True, text=True, check=True).stdout
 
 
 def _route_to_stranger() -> str:

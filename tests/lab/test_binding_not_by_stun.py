@@ -1,0 +1,21 @@
+"""Who can reach a binding where STUN finds nothing for others, tried with packets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.lab.binding_networks import NOT_BY_STUN, BindingNetwork, faults
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.lab.conftest import OpenSockets
+
+
+@pytest.mark.parametrize("network", NOT_BY_STUN, ids=lambda network: network.name)
+def test_whoever_is_promised_gets_in_and_no_less_is_promised_than_can_be(
+    network: BindingNetwork, open_sockets: OpenSockets, tmp_path: Path
+) -> None:
+    assert faults(network, open_sockets, tmp_path) == {}
