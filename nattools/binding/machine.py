@@ -236,7 +236,7 @@ class BindingMachine:
             former is not None and seen is not None and seen.mapped.ip != claim.public.ip and not claim.realm
         ):
             self._observe(now)  # what was seen may be as old as the former claim
-        if self.binding is None and self._since is None and self._has_network:
+        if self.binding is None and self._since is None:
             self._since = now
         self._wake(now)
 
@@ -251,7 +251,8 @@ class BindingMachine:
     def network_changed(self, local: Endpoint | None, reason: str, *, now: float) -> None:
         """Links, addresses or routes have changed, or the machine slept; None: there is no way out."""
         if local is None:
-            self._network_lost(reason)
+            if self._has_network:
+                self._network_lost(reason)
             return
         is_another = not self._has_network or local != self._local
         self._has_network, self._local, self._failures = True, local, 0
@@ -310,8 +311,6 @@ class BindingMachine:
 
     def _read_observer(self, now: float) -> None:
         while (event := self._observer.next_event()) is not None:
-            if not self._has_network:
-                continue
             if isinstance(event, Unchanged):  # the keepalive, and no news
                 self._check_at = self._flows.next_at(now=now)
                 continue

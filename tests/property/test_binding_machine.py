@@ -116,7 +116,6 @@ class Walk(LivingSocket):
         super()._drain()
         for _, event in self.events[seen:]:
             self._judge(event)
-        assert self.machine.binding is None or self.believed is not None
         assert (self.machine.binding is None) is (self.believed is None)
         if self.machine.binding is not None and self.believed is not None:
             assert _named(self.machine.binding) == _named(self.believed), "another one that was not told"
@@ -171,10 +170,8 @@ class Walk(LivingSocket):
         self.sent[int(self.now)] += 1
         assert self.sent[int(self.now)] < MOST_PACKETS_PER_S
         if self.unsendable:
-            told = partial(
-                self.machine.undeliverable, transmit.destination, "Network is unreachable", now=self.now
-            )
-            self.after(0, lambda: told(now=self.now))
+            to = transmit.destination
+            self.after(0, lambda: self.machine.undeliverable(to, "Network is unreachable", now=self.now))
         else:
             super()._transmit(transmit)
 
@@ -226,7 +223,8 @@ class Walk(LivingSocket):
                 self.run_for(seconds)
             case "restart", str() | None as public_ip:
                 self.nat.restart(public_ip if self.nat_translates else None)
-                self._forget_forwards()
+                if not self.is_set_up:  # an administrator's outlives it
+                    self.nat.forwards.clear()
                 for source in (Source.STATIC, Source.ROUTER):
                     if self.answers[source][0] == "true":  # who forwarded the port notices, and does it again
                         self._renews(source)
@@ -333,6 +331,7 @@ class Walk(LivingSocket):
             assert reach is Reach.SERVER_ONLY
 
     def can_be_had(self) -> bool:
+        """Whether it must have something; one server alone may find something even where this says no."""
         methods = self.methods
         assert isinstance(methods, tuple)
         if any(method.source in PROVIDED for method in methods):
@@ -351,6 +350,7 @@ def _is_bool(value: object) -> None:
 
 
 def lives_through(given_settings: dict[str, object], story: list[tuple[str, object]]) -> None:
+    """Have all that happen, then let it come to rest, and look."""
     walk = Walk(**given_settings)  # type: ignore[arg-type]  # drawn for it
     for name, value in story:
         walk.do(name, value)

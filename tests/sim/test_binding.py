@@ -99,6 +99,7 @@ def test_a_symmetric_nat_is_refused_with_what_helps(kind: str, servers: tuple[En
     assert isinstance(error, SymmetricNatError)
     assert "natgate" in str(error)
     assert "symmetric" in error.refusals["open, stun"]
+    assert str(error).count("What helps") == 1
 
 
 def test_one_plain_server_shows_only_what_it_saw() -> None:
@@ -519,3 +520,45 @@ def test_with_one_plain_server_nothing_is_waited_for() -> None:
     socket = LivingSocket(two_addresses=False)
     socket.run_for(5)
     assert socket.when(ChangeKind.ACQUIRED) < 1000 + 0.1
+
+
+def test_what_is_just_given_back_proves_nothing_on_the_way_into_another_network_either() -> None:
+    socket = LivingSocket(methods=(Method.STUN,), servers=(SERVER, SECOND_SERVER))
+    socket.run_for(10)
+    socket.nat.forwards[5060] = LOCAL
+    socket.tell(lambda: socket.machine.claim(ROUTER_CLAIM, now=socket.now))
+    socket.after(0.1, socket.nat.forwards.clear)
+    socket.tell(lambda: socket.machine.network_changed(None, "eth0 is down", now=socket.now))
+    socket.tell(lambda: socket.machine.network_changed(LOCAL, "eth0 is up", now=socket.now))
+    socket.run_for(10)
+    assert socket.reach() is Reach.HOSTS_SENT_TO
+
+
+def test_a_router_that_maps_what_strangers_reach_already_is_believed_at_once() -> None:
+    socket = forwarding(
+        LivingSocket("full-cone", methods=ALL_METHODS, servers=(SERVER, SECOND_SERVER), begin=False)
+    )
+    socket.begin()
+    socket.run_for(1)
+    assert (socket.binding.method, socket.reach()) == (Method.PCP, Reach.ANYONE)
+    assert socket.when(ChangeKind.ACQUIRED) < 1000 + 0.1
+
+
+def test_where_there_is_neither_nat_nor_firewall_no_router_is_waited_for() -> None:
+    socket = LivingSocket("open", methods=ALL_METHODS, servers=(SERVER, SECOND_SERVER))
+    socket.run_for(1)
+    assert (socket.binding.method, socket.reach()) == (Method.OPEN, Reach.ANYONE)
+    assert socket.when(ChangeKind.ACQUIRED) < 1000 + 0.1
+
+
+def test_a_network_change_has_silent_servers_asked_at_once() -> None:
+    socket = LivingSocket()
+    socket.run_for(10)
+    socket.cut = True
+    socket.run_for(300)
+    assert socket.machine.binding is None
+    socket.cut = False
+    back_at = socket.now
+    socket.tell(lambda: socket.machine.network_changed(LOCAL, "a route has come", now=socket.now))
+    socket.run_for(60)
+    assert socket.when(ChangeKind.RESTORED) - back_at < 1

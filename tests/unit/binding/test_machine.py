@@ -249,6 +249,18 @@ def test_a_search_that_found_nothing_is_repeated_ever_more_seldom() -> None:
     assert times == [101, 103, 107, 115, 131, 161, 191, 221]
 
 
+def test_after_a_network_change_it_is_tried_as_often_as_at_first() -> None:
+    held = machine(Method.PCP)
+    held.claim(ROUTER, now=0)
+    held.refuse(Source.ROUTER, REFUSED, now=100)
+    for now in (100, 101, 103, 107, 115):
+        held.handle_timeout(now=now)
+        held.refuse(Source.ROUTER, REFUSED, now=now)
+    held.network_changed(OTHER_LOCAL, "DHCP", now=120)
+    held.refuse(Source.ROUTER, REFUSED, now=120)
+    assert held.timeout_at() == 121
+
+
 # Networks
 
 
@@ -348,6 +360,7 @@ def test_a_server_that_is_asked_no_more_is_not_believed_either() -> None:
     tried.use_servers((), now=0.01)
     for data in late:
         assert tried.receive(data, SERVER, now=0.02)
+    tried.handle_timeout(now=0.02)
     assert tried.binding is None
 
 
@@ -379,8 +392,28 @@ def test_who_is_asked_for_what_is_right_has_some_time_then_what_is_wrong_is_lost
     held.handle_timeout(now=15)
     answered(held, 15.1, mapped=Endpoint.of("203.0.113.99", 5060))
     assert gist(held) == [ASK_ROUTER]
-    (lost, *_) = lets_pass(held, 60)
-    assert lost == (pytest.approx(15.1 + ANSWER_PATIENCE_S, abs=0.2), ChangeKind.LOST)
+    ((at, change), *_) = lets_pass(held, 60)
+    assert change is ChangeKind.LOST
+    assert at == pytest.approx(15.1 + ANSWER_PATIENCE_S, abs=0.2)
+
+
+def test_who_stands_by_what_is_wrong_is_not_asked_again() -> None:
+    held = machine(Method.PCP, servers=(SERVER,))
+    answered(held, 0.02)
+    held.claim(ROUTER, now=0.1)
+    told(held)
+    held.handle_timeout(now=15)
+    answered(held, 15.1, mapped=Endpoint.of("203.0.113.99", 5060))
+    assert gist(held) == [ASK_ROUTER]
+    held.claim(ROUTER, now=15.2)
+    assert gist(held) == [ChangeKind.LOST]
+
+
+def test_the_last_to_refuse_leaves_what_the_one_server_saw() -> None:
+    tried = machine(Method.PCP, Method.STUN, servers=(SERVER,))
+    answered(tried, 0.02)
+    tried.refuse(Source.ROUTER, REFUSED, now=0.2)
+    assert gist(tried) == [ASK_ROUTER, Release(Source.ROUTER), ChangeKind.ACQUIRED]
 
 
 def test_a_new_interval_is_part_of_the_binding_and_no_news() -> None:
