@@ -51,6 +51,7 @@ bench: .venv/made
 	$(BIN)/python -m bench.natcheck
 	$(BIN)/python -m bench.verdicts
 	$(BIN)/python -m bench.mapping
+	$(BIN)/python -m bench.binding
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
