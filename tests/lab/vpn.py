@@ -128,7 +128,7 @@ def wireguard(lab: Lab, *, attempts: int = 50) -> Iterator[Vpn]:
         configure(
             lab.public,
             f"addr add {SERVER_ADDRESS}/24 dev {INTERFACE}",
-            f"addr add {STRANGER_ADDRESS}/32 dev lo",
+            f"addr replace {STRANGER_ADDRESS}/32 dev lo",  # an earlier tunnel may have left it
             f"link set {INTERFACE} up",
         )
         configure(
