@@ -20,8 +20,6 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-import aioice
-import miniupnpc
 import psutil
 
 from nattools.binding.client import LiveBinding
@@ -65,6 +63,8 @@ def nattools(*methods: Method) -> Binder:
 
 async def aioice_once(_network: dict[str, Any]) -> float:
     """The candidates of aioice, a server-reflexive one among them."""
+    import aioice  # not for those who keep a thousand sockets: it would count as their memory
+
     started = time.monotonic()
     connection = aioice.Connection(ice_controlling=True, stun_server=(str(SERVER.ip), SERVER.port))
     await connection.gather_candidates()
@@ -76,6 +76,8 @@ async def aioice_once(_network: dict[str, Any]) -> float:
 
 async def miniupnpc_once(_network: dict[str, Any]) -> float:
     """Python's miniupnpc, with the delay of its own examples."""
+    import miniupnpc
+
     started = time.monotonic()
     upnp = miniupnpc.UPnP()
     upnp.discoverdelay = 200

@@ -311,6 +311,8 @@ class BindingMachine:
 
     def _read_observer(self, now: float) -> None:
         while (event := self._observer.next_event()) is not None:
+            if not self._has_network:  # from before
+                continue
             if isinstance(event, Unchanged):  # the keepalive, and no news
                 self._check_at = self._flows.next_at(now=now)
                 continue

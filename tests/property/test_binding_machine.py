@@ -248,6 +248,7 @@ class Walk(LivingSocket):
                 self.knows_servers = True
                 self.tell(partial(self.machine.use_servers, servers, now=self.now))
             case "sleep", float(seconds):
+                self.run_for(0.1)  # what is on its way arrives before
                 self.now += seconds
             case "arrives", bytes(data):
                 self.tell(lambda: _is_bool(self.machine.receive(data, STRANGER, now=self.now)))

@@ -364,6 +364,18 @@ def test_a_server_that_is_asked_no_more_is_not_believed_either() -> None:
     assert tried.binding is None
 
 
+def test_what_comes_in_without_a_network_says_nothing_of_the_servers_after_it() -> None:
+    tried = machine(Method.STUN, servers=(SERVER,))
+    late = answers(tried)
+    tried.network_changed(None, "eth0 is down", now=0.01)
+    tried.use_servers((), now=0.01)
+    for data in late:
+        assert tried.receive(data, SERVER, now=0.02)
+    told(tried)
+    tried.network_changed(LOCAL, "eth0 is up", now=10)
+    assert "no STUN server is given" in str(failure(tried))
+
+
 def test_one_server_with_one_address_is_not_waited_for_longer() -> None:
     tried = machine(Method.OPEN, Method.STUN, servers=(SERVER,))
     answered(tried, 0.02)
