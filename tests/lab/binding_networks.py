@@ -41,6 +41,21 @@ _KNOWN_PORT = 8000
 _STRIDE = 5
 _APART_SECONDS = 0.05  # or the bindings would keep each other, and the servers, from answering in time
 
+# STUN servers, each by itself, in one process.
+_SERVE = """
+import asyncio, sys
+from nattools.endpoint import Endpoint
+from nattools.stun.responder import ServerAddresses
+from nattools.stun.server import StunServer
+
+async def main():
+    endpoints = [Endpoint.parse(word) for word in sys.argv[1:]]
+    servers = [await StunServer.start(ServerAddresses(at.ip, port=at.port)) for at in endpoints]
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Way:
@@ -245,17 +260,13 @@ def built(network: BindingNetwork) -> Iterator[Lab]:
     """The laboratory of a network, with all its servers and, where one gets through, the VPN."""
     with Lab(network.topology) as lab, ExitStack() as stack:
         plain = [server.with_port(PLAIN_PORT) for server in (SERVER, ALTERNATE_SERVER)]
-        serving = [
-            lab.public.popen(
-                [sys.executable, "-m", "nattools.cli.stund", str(server.ip), "--port", str(server.port)],
-                stdin=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                cwd=ROOT,
-            )
-            for server in plain
-        ]
-        for process, server in zip(serving, plain, strict=True):
-            lab.wait_until_bound(process, [server])
+        serving = lab.public.popen(
+            [sys.executable, "-c", _SERVE, *map(str, plain)],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=ROOT,
+        )
+        lab.wait_until_bound(serving, plain)
         network.prepare(lab)
         if network.passes_udp and why_no_vpn() is None:
             stack.enter_context(wireguard(lab))
