@@ -42,6 +42,8 @@ _PLAIN_GROWTH = (1, 1, 2, 2, 4, 4)
 _CHECK_TRANSMISSIONS = 6
 _LONGEST_CHECK_WAIT_S = 4.0
 """A keepalive is repeated before a NAT can forget that there was one."""
+_LONGEST_RTT_S = 5.0
+"""What took longer lay in the socket while the machine slept, and is no measure of anything."""
 _MOST_RESTARTS = 2
 _MOST_INBOUND = 8
 _NO_SERVER = "no STUN server is given"
@@ -204,12 +206,13 @@ class Observer:
             return False
         probe, sent_at = found
         source = source.unmapped
+        rtt_s = min(now - sent_at, _LONGEST_RTT_S)
         round_, test = self._round, self._inbound
         is_known = probe is self._check and self._known_answer == (data[:8], data[20:])
         if is_known and round_ is not None and source == probe.destination:
-            self._unchanged(round_, now - sent_at, now)
+            self._unchanged(round_, rtt_s, now)
             return True
-        answer = read_answer(data, probe, source, now - sent_at)
+        answer = read_answer(data, probe, source, rtt_s)
         if answer is None:
             return True
         if test is not None and probe.topic is test:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from nattools.binding.machine import Ask, Failed, Release
-from nattools.binding.model import ChangeKind, Claim, Method, Reach, Source
+from nattools.binding.model import BindingChange, ChangeKind, Claim, Method, Reach, Source
 from nattools.binding.schedule import KeepaliveKind
 from nattools.endpoint import Endpoint
 from nattools.errors import BindingError, NoRouterError, SymmetricNatError
@@ -379,6 +379,18 @@ def test_after_a_sleep_everything_is_looked_at_again() -> None:
     socket.run_for(30)
     assert socket.kinds == [ChangeKind.ACQUIRED, ChangeKind.CHANGED]
     assert socket.when(ChangeKind.CHANGED) - woken_at < 2
+
+
+def test_an_answer_that_waited_for_the_machine_to_wake_up_slows_nothing_down() -> None:
+    socket = LivingSocket(methods=(Method.STATIC,), begin=False)
+    socket.providers[Source.STATIC] = lambda: replace(ROUTER_CLAIM, method=Method.STATIC)
+    socket.begin()
+    socket.run_for(0.015)  # the request is at the server
+    socket.now += 60
+    woken_at = socket.now
+    socket.run_for(60)
+    told_at = [at for at, event in socket.events if isinstance(event, Failed | BindingChange)]
+    assert min(told_at) < woken_at + 40
 
 
 def test_servers_may_come_late() -> None:
