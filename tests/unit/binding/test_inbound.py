@@ -124,6 +124,12 @@ def test_an_answer_from_anywhere_else_is_eaten_and_not_believed(source: str) -> 
     assert events(observer) == []
 
 
+def test_a_stranger_whose_source_port_was_translated_is_one_all_the_same() -> None:
+    observer, asked = trying(PUBLIC)
+    observer.receive(reply(asked[BOTH, 5060]), Endpoint.parse("203.0.113.11:7915"), now=101.02)
+    assert verdict(observer).arrived is True
+
+
 def closed_so_far(public: Endpoint = FORWARDED) -> tuple[Observer, float, Transmit]:
     """A silence after which the server still answered, and the request that opens the NAT for A1:P2."""
     observer, _ = trying(public)
