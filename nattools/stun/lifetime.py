@@ -38,6 +38,8 @@ _SHARE_OF_LIFETIME = 0.8
 _MOST_REQUESTS = 7
 _FIRST_INTERVAL_S = 0.1
 _PLAIN_FLOOR_S = 0.05
+_LONGEST_INTERVAL_OF_REQUESTS_S = 4.0
+_SLOWEST_ROUND_TRIP_S = 2.0  # an answer that takes longer is late, and no measure of the rest
 _BURST_FLOOR_S = 0.02
 _BURST_PER_RTT = 4
 _GRACE_FLOOR_S = 0.05
@@ -269,7 +271,7 @@ class Lifetime:
             opening.idle.sent_at = now
         self._send(_Sent(opening, opening.socket, now))
         first_s = _FIRST_INTERVAL_S if self._rtt_s is None else max(_PLAIN_FLOOR_S, 1.5 * self._rtt_s)
-        opening.next_at = now + first_s * 2**opening.requests
+        opening.next_at = now + min(first_s * 2**opening.requests, _LONGEST_INTERVAL_OF_REQUESTS_S)
         opening.requests += 1
 
     def _opened(self, opening: _Opening, now: float) -> None:
@@ -331,7 +333,7 @@ class Lifetime:
     ) -> None:
         if opening not in self._openings or socket != sent.socket:
             return
-        self._rtt_s = max(self._rtt_s or 0.0, now - sent.at)
+        self._measure_round_trip(now - sent.at)
         idle = opening.idle
         if idle is not None:
             idle.due_at = now + idle.rest_s
@@ -356,7 +358,7 @@ class Lifetime:
         elif socket != self._asking:
             return
         elif not sent.is_question:
-            self._rtt_s = max(self._rtt_s or 0.0, now - sent.at)
+            self._measure_round_trip(now - sent.at)
             self._witness(knock, sent.pair, answer)
         elif answer.mapped is None:
             self._leave_undecided(knock, f"{self._server} refuses RESPONSE-PORT: {answer.error}")
@@ -377,6 +379,9 @@ class Lifetime:
         rested_s = round(knock.rested_s, 3)
         self._survived.append(rested_s)
         self._events.append(Survived(rested_s))
+
+    def _measure_round_trip(self, rtt_s: float) -> None:
+        self._rtt_s = max(self._rtt_s or 0.0, min(rtt_s, _SLOWEST_ROUND_TRIP_S))
 
     def _witness(self, knock: _Knock, pair: int, answer: _Answer) -> None:
         """The server answers; what it answers to a port goes to the address that it sees now."""

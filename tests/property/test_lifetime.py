@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from ipaddress import ip_address
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nattools.endpoint import Endpoint
@@ -79,10 +79,18 @@ def check_end(events: list[LifetimeEvent], sent: list[Transmit], now: float) -> 
     assert {transmit.destination for transmit in sent} == {SERVER}
 
 
+ONE_LATE_ANSWER: list[tuple[Answer | bytes, Endpoint, str, float]] = [
+    (b"", SERVER, "ask", 2.0),
+    ((0, MessageClass.SUCCESS, Endpoint(PUBLIC_IP, 0), [OTHER_ADDRESS.of(OTHER)]), SERVER, "ask", 4.0),
+]
+
+
 @given(arrivals, st.randoms(use_true_random=False))
+@example(ONE_LATE_ANSWER, random.Random(1))
 def test_anything_may_arrive(
     coming: list[tuple[Answer | bytes, Endpoint, str, float]], rng: random.Random
 ) -> None:
+    coming = list(coming)
     machine = Lifetime(SERVER, sockets=SOCKETS, entropy=rng.randbytes, now=0.0)
     sent, events, now = list(machine.transmits()), list[LifetimeEvent](), 0.0
     while (timeout_at := machine.timeout_at()) is not None:
