@@ -1,0 +1,135 @@
+"""A phone's registrations, as its REGISTERs and their answers tell them (RFC 3261 §10)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from nattools.endpoint import Endpoint
+from nattools.errors import DecodeError
+from nattools.sip.change import CREDENTIALS, own_contacts
+from nattools.sip.dialog import CSeqShift, copied_fields
+from nattools.sip.digest import is_reusable
+from nattools.sip.headers import NameAddress
+from nattools.sip.message import SipMessage
+from nattools.sip.uri import SIP_PORT
+
+_MOST_REGISTRATIONS = 32
+_MOST_ASKED = 64
+_MOST_CALL_IDS = 64
+_MOST_STALE = 4
+
+
+@dataclass(slots=True)
+class Registration:
+    """One address-of-record at one registrar: the REGISTER that was accepted last, in the phone's own words.
+
+    `stale` are public endpoints under which the registrar may still have the phone, and should not.
+    """
+
+    request: SipMessage
+    destination: Endpoint
+    shift: CSeqShift
+    stale: list[Endpoint] = field(default_factory=list)
+
+    @property
+    def address_of_record(self) -> str:
+        """Whom it registers, as To says it."""
+        to = self.request.header("to")
+        uri = None if to is None else NameAddress.parse(self.request.data, to.value_span).uri
+        return "" if uri is None else self.request.data[slice(*uri.span)].decode("utf-8", "replace")
+
+    @property
+    def own(self) -> Endpoint | None:
+        """Where the phone says it is, by its Via and a Contact that agrees; None where none does."""
+        via = self.request.top_via
+        if via is None or via.ip is None:
+            return None
+        own = Endpoint(via.ip, via.port or SIP_PORT)
+        return own if own_contacts(self.request, own) else None
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether its credentials, if it has any, can be sent once more."""
+        return all(is_reusable(value) for _, value in copied_fields(self.request, CREDENTIALS))
+
+    def moved(self, old: Endpoint | None, new: Endpoint) -> None:
+        """Note that the phone is to be reached at `new`, and no longer at `old`."""
+        if old is not None and old not in self.stale:
+            self.stale.append(old)
+        self.stale = [endpoint for endpoint in self.stale if endpoint != new][-_MOST_STALE:]
+
+
+class Registrations:
+    """All registrations of a phone, and the CSeq numbers of its REGISTERs."""
+
+    def __init__(self) -> None:
+        self._accepted: OrderedDict[tuple[bytes, bytes], Registration] = OrderedDict()
+        self._asked: OrderedDict[tuple[bytes, int], tuple[SipMessage, Endpoint]] = OrderedDict()
+        self._shifts: OrderedDict[bytes, CSeqShift] = OrderedDict()
+
+    def __iter__(self) -> Iterator[Registration]:
+        """Those that hold."""
+        return iter(list(self._accepted.values()))
+
+    def sent(self, request: SipMessage, destination: Endpoint) -> tuple[int, Registration | None]:
+        """Note a REGISTER of the phone: the CSeq number to send it by, and the registration that it ends."""
+        call_id, number = request.call_id, _number(request)
+        shift = self._shifts.setdefault(call_id, CSeqShift())
+        self._shifts.move_to_end(call_id)
+        self._asked[call_id, number] = (request, destination)
+        for memory, most in ((self._shifts, _MOST_CALL_IDS), (self._asked, _MOST_ASKED)):
+            while len(memory) > most:
+                memory.popitem(last=False)
+        ended = self._accepted.pop(_key(request), None) if _is_farewell(request) else None
+        return shift.outgoing(number), ended
+
+    def answered(self, response: SipMessage) -> tuple[int, Registration | None]:
+        """Note the answer to one: the phone's own number of it, and the registration that it accepts."""
+        call_id, number = response.call_id, _number(response)
+        shift = self._shifts.get(call_id)
+        if shift is None:
+            return number, None
+        number = shift.incoming(number)
+        status_code = response.status_code or 0
+        asked = self._asked.get((call_id, number))
+        if status_code >= 200:
+            self._asked.pop((call_id, number), None)
+        if asked is None or not 200 <= status_code < 300 or _is_farewell(asked[0]):
+            return number, None
+        request, destination = asked
+        key = _key(request)
+        before = self._accepted.pop(key, None)
+        stale = [] if before is None else before.stale
+        registration = self._accepted[key] = Registration(request, destination, shift, stale)
+        while len(self._accepted) > _MOST_REGISTRATIONS:
+            self._accepted.popitem(last=False)
+        return number, registration
+
+
+def _number(message: SipMessage) -> int:
+    cseq = message.cseq
+    if cseq is None:
+        raise DecodeError("a REGISTER, or its answer, without a CSeq")
+    return cseq[0]
+
+
+def _key(request: SipMessage) -> tuple[bytes, bytes]:
+    """Which registration a REGISTER is about: the registrar, and whom To names."""
+    assert request.request_uri is not None
+    to = request.header("to")
+    uri = None if to is None else NameAddress.parse(request.data, to.value_span).uri
+    whom = b"" if uri is None else request.data[slice(*uri.span)]
+    return request.data[slice(*request.request_uri)], whom
+
+
+def _is_farewell(request: SipMessage) -> bool:
+    """Whether a REGISTER leaves nothing of the phone: `*`, or every Contact expires at once."""
+    contacts = request.contacts
+    general = request.value(request.header("expires")).strip()
+    expiries = []
+    for contact in contacts:
+        own = contact.param("expires")
+        expiries.append(b"0" if contact.is_star else general if own is None else own.value or b"")
+    return bool(contacts) and all(expiry and not expiry.strip(b"0") for expiry in expiries)
