@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from typing import Protocol
+from typing import Protocol, Unpack
 from weakref import WeakSet
 
 from nattools.binding.machine import Ask, BindingEvent, BindingMachine, Failed, Release
-from nattools.binding.model import BindingChange, ChangeKind, PublicBinding
+from nattools.binding.model import BindingChange, ChangeKind, ContactWords, PublicBinding, SdpWords
 from nattools.binding.schedule import KeepaliveKind
+from nattools.binding.silence import AFTER_S, Silence
 from nattools.endpoint import Endpoint
 from nattools.errors import BindingError, TransportError
 
@@ -90,6 +91,8 @@ class LiveBinding:
         self._readers: WeakSet[_Reader] = WeakSet()
         self._datagrams: list[tuple[bytes, Endpoint]] = []  # a deque has 0.7 kB even when it is empty
         self._arrived: asyncio.Event | None = None
+        self._silence: Silence | None = None
+        self._silence_timer: asyncio.TimerHandle | None = None
 
     # What a program asks of it
 
@@ -108,6 +111,18 @@ class LiveBinding:
     def snapshot(self) -> PublicBinding | None:
         """The whole binding as it is now; None while there is none."""
         return self._machine.binding if self._machine is not None and not self._is_closed else None
+
+    def via(self, *, branch: str, transport: str = "UDP") -> str:
+        """A request's Via, as `PublicBinding.via` says. Raises `BindingError` as `public` does."""
+        return self._held.via(branch=branch, transport=transport)
+
+    def contact(self, user: str = "", **words: Unpack[ContactWords]) -> str:
+        """The value of Contact, as `PublicBinding.contact` says. Raises `BindingError` as `public` does."""
+        return self._held.contact(user, **words)
+
+    def sdp(self, *, session_id: int, version: int, **words: Unpack[SdpWords]) -> bytes:
+        """The body of an INVITE or its answer, as `PublicBinding.sdp` says. Raises `BindingError` so too."""
+        return self._held.sdp(session_id=session_id, version=version, **words)
 
     def changes(self) -> AsyncIterator[BindingChange]:
         """The news from now on, until the binding is closed; each call is a reader of its own."""
@@ -152,14 +167,24 @@ class LiveBinding:
         if self._has_network and self._local is not None:
             self.network_changed(self._local, "somebody wants to know")
 
+    def check_when_quiet(self, after_s: float = AFTER_S) -> None:
+        """From now on `check` whenever a stream of the program's datagrams stops for `after_s`, as RTP may.
+
+        Nobody announces that a NAT has another address: the peer's packets just end, and the next keepalive
+        may be 15 s away. While silence lasts it is looked at again after 1, 2, 4 and 8 s; then keepalives go
+        on alone, so that a call on hold costs nothing.
+        """
+        self._silence = Silence(after_s)
+
     def close(self) -> None:
         """Stop, and close the socket if it is the binding's own. A second time does nothing."""
         if self._is_closed:
             return
         self._is_closed = True
         self._trouble = "it is closed"
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._silence_timer):
+            if timer is not None:
+                timer.cancel()
         if self._socket is not None:
             self._socket.close()
         for reader in self._readers:
@@ -233,6 +258,9 @@ class LiveBinding:
         if self._machine is None or self._is_closed:
             return False
         if not self._machine.receive(data, source, now=self._loop.time()):
+            if self._silence is not None:
+                self._silence.heard(now=self._loop.time())
+                self._listen(self._silence)
             return False
         self.pump()
         return True
@@ -281,6 +309,18 @@ class LiveBinding:
     def _settle(self) -> None:
         if not self._settled.done():
             self._settled.set_result(None)
+
+    def _listen(self, silence: Silence) -> None:
+        """Wait until there may be something to look for; packets that come meanwhile move no timer."""
+        timeout_at = silence.timeout_at()
+        if self._silence_timer is None and timeout_at is not None:
+            self._silence_timer = self._loop.call_at(timeout_at, self._heard_nothing, silence)
+
+    def _heard_nothing(self, silence: Silence) -> None:
+        self._silence_timer = None
+        if silence.handle_timeout(now=self._loop.time()):
+            self.check()
+        self._listen(silence)
 
     def _wake_readers(self) -> None:
         if self._arrived is not None:

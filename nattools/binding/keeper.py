@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self, Unpack
 
 from nattools.binding.client import BoundSocket, LiveBinding, OnDatagram
 from nattools.binding.machine import Ask, BindingMachine, Release
-from nattools.binding.model import Claim, Method, Provider, Source
+from nattools.binding.model import Claim, Method, Provider, SdpWords, Source
 from nattools.binding.providers.errand import Errand
 from nattools.binding.providers.static import REFRESH_S, StaticProvider
 from nattools.binding.providers.stun import IntervalLearner, StunServers
@@ -62,6 +62,14 @@ class BindingPair:
         """
         rtp, rtcp = self.rtp.public, self.rtcp.public
         return rtp.port % 2 == 0 and rtcp == Endpoint(rtp.ip, rtp.port + 1)
+
+    def sdp(self, *, session_id: int, version: int, **words: Unpack[SdpWords]) -> bytes:
+        """As `PublicBinding.sdp`, and where RTCP is not where a peer looks for it, a=rtcp says so (RFC 3605).
+
+        Raises `BindingError` while one of them is lost.
+        """
+        words.setdefault("rtcp", self.rtcp.public)
+        return self.rtp.sdp(session_id=session_id, version=version, **words)
 
 
 class _Kept:

@@ -479,6 +479,7 @@ class BindingMachine:
         kind = ChangeKind.ACQUIRED if self._previous is None else ChangeKind.RESTORED
         self._events.append(BindingChange(kind, self.binding, self._previous, _why(self.binding)))
         self._previous = self.binding
+        self._flows.refresh(now=now)
 
     def _give_back(self, source: Source, now: float) -> None:
         """Have a provider stop; a stranger who came in through the router's mapping does so no more."""
@@ -505,6 +506,7 @@ class BindingMachine:
             self.binding = self._previous = verdict
             if _endpoints(held) != _endpoints(verdict):
                 self._events.append(BindingChange(ChangeKind.CHANGED, verdict, held, _why(verdict)))
+                self._flows.refresh(now=now)
         elif verdict is not None:
             if source not in self._asked and self._is_worth_asking_again(source):
                 self._ask(source, now)

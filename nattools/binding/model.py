@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, TypedDict, Unpack
 
 from nattools.endpoint import Endpoint
+from nattools.sip.headers import compose_contact, compose_via
+from nattools.sip.sdp import compose_sdp
 from nattools.stun.classifier import Mapping
 
 
@@ -67,6 +70,34 @@ class Reachability:
     evidence: tuple[str, ...] = ()
 
 
+class ContactWords(TypedDict, total=False):
+    """What else a Contact may say; `uri_params` and `params` are `name=value` or `name` each.
+
+    `scheme` is `sips` where the phone wants TLS all the way (RFC 3261 §26.2.2), else `sip`. To go on by
+    another transport than UDP, `uri_params` has `transport=tcp`.
+    """
+
+    display_name: str
+    uri_params: Iterable[str]
+    params: Iterable[str]
+    scheme: str
+
+
+class SdpWords(TypedDict, total=False):
+    """What else a session description may say.
+
+    `rtcp` is where RTCP is received, which peers guess to be one port above RTP. `formats` are payload types
+    and encodings, the best first, `((0, "PCMU/8000"),)` where there are none. `direction` is `sendrecv`, or
+    `sendonly` to hold the call, `recvonly`, `inactive`.
+    """
+
+    rtcp: Endpoint
+    formats: Iterable[tuple[int, str]]
+    direction: str
+    username: str
+    session_name: str
+
+
 @dataclass(frozen=True, slots=True)
 class PublicBinding:
     """What to write into Via, Contact and SDP for one local socket: a snapshot.
@@ -86,6 +117,34 @@ class PublicBinding:
     keepalive_s: float | None = None
     outbound_matches: bool | None = None
     realm: str = ""
+
+    def via(self, *, branch: str, transport: str = "UDP") -> str:
+        """The value of the Via header of a request that leaves from this socket (RFC 3261 §18.1.1).
+
+        It asks for `rport` (RFC 3581), so that the answer comes back the way the request went, whatever a
+        NAT makes of it. `branch` begins with `z9hG4bK` and is new for each transaction (§8.1.1.7), save that
+        CANCEL, and the ACK to a refusal, repeat that of their INVITE. Raises `EncodeError`.
+        """
+        return compose_via(self.public, branch=branch, transport=transport)
+
+    def contact(self, user: str = "", **words: Unpack[ContactWords]) -> str:
+        """The value of a Contact header: where this phone gets requests (RFC 3261 §8.1.1.8).
+
+        REGISTER, INVITE, its answers and whatever else begins a dialog carry it. When the binding changes,
+        register again, the new Contact with the old one as `params=("expires=0",)` behind it (§10.2.2), and
+        send a re-INVITE with the new one in each dialog (§14.1). Raises `EncodeError`.
+        """
+        return compose_contact(self.public, user=user, **words)
+
+    def sdp(self, *, session_id: int, version: int, **words: Unpack[SdpWords]) -> bytes:
+        """The body of an INVITE or of its answer: one audio stream to this socket (RFC 8866, RFC 3264).
+
+        Its Content-Type is `application/sdp`. `session_id` is any number, the same for a whole call, and
+        `version` rises by one whenever the description is another (RFC 3264 §8): when the binding changes,
+        send it again in a re-INVITE, one higher. Give `rtcp`, or let `BindingPair.sdp` do it: else RTCP gets
+        lost wherever the NAT did not keep ports side by side. Raises `EncodeError`.
+        """
+        return compose_sdp(self.public, session_id=session_id, version=version, **words)
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,11 @@ class Flows:
         for flow in self._flows.values():
             flow.due_at = min(flow.due_at, now + interval_s)
 
+    def refresh(self, *, now: float) -> None:
+        """Refresh all of them at once: the NAT has lost them, with its address say."""
+        for flow in self._flows.values():
+            flow.due_at = min(flow.due_at, now)
+
     def next_at(self, *, now: float) -> float:
         """When a flow that is refreshed now is to be refreshed again."""
         return now + spread(self.interval_s, self._entropy)

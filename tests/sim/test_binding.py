@@ -283,6 +283,20 @@ def test_another_public_address_is_told(kind: str, by_router: bool) -> None:
     assert socket.arrives(STRANGER, socket.binding.public)
 
 
+def test_what_is_kept_open_is_opened_anew_with_another_public_address() -> None:
+    socket = LivingSocket(keepalive_s=100.0, lifetime_s=300.0)
+    socket.run_for(3)
+    socket.tell(lambda: socket.machine.keep_open(STRANGER, KeepaliveKind.EMPTY, now=socket.now))
+    socket.run_for(1)
+    socket.nat.restart("203.0.113.99")
+    socket.tell(
+        lambda: socket.machine.network_changed(socket.local, "somebody wants to know", now=socket.now)
+    )
+    socket.run_for(1)
+    assert socket.kinds == [ChangeKind.ACQUIRED, ChangeKind.CHANGED]
+    assert socket.arrives(STRANGER, socket.binding.public)
+
+
 def test_what_the_router_announces_is_told_at_once() -> None:
     socket = forwarding(LivingSocket(methods=ALL_METHODS))
     socket.begin()

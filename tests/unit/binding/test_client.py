@@ -386,6 +386,39 @@ def test_looking_now_is_a_network_that_may_have_changed() -> None:
     run(work())
 
 
+def test_a_stream_that_stops_has_it_looked_at_and_its_own_datagrams_are_no_stream() -> None:
+    async def work() -> None:
+        rig = Rig()
+        live = rig.acquired()
+        live.check_when_quiet(0.05)
+        for _ in range(10):
+            live.received(b"mine", PEER)
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        assert rig.machine.calls == []
+        live.received(b"one", PEER)
+        live.received(b"and the next", PEER)
+        while not rig.machine.calls:  # noqa: ASYNC110  the time limit ends what never comes
+            await asyncio.sleep(0.01)
+        assert rig.machine.calls == [("network_changed", LOCAL, "somebody wants to know")]
+
+    run(work())
+
+
+def test_a_closed_one_listens_for_silence_no_more() -> None:
+    async def work() -> None:
+        rig = Rig()
+        live = rig.acquired()
+        live.check_when_quiet(0.02)
+        live.received(b"one", PEER)
+        live.received(b"and the next", PEER)
+        live.close()
+        await asyncio.sleep(0.1)
+        assert rig.machine.calls == []
+
+    run(work())
+
+
 def test_nobody_waits_for_a_network_that_vanishes_before_anything_was_acquired() -> None:
     async def work() -> None:
         live = Rig().start()

@@ -92,6 +92,16 @@ def test_a_shorter_interval_counts_at_once() -> None:
     assert kept.timeout_at() == 15.0
 
 
+def test_all_flows_can_be_refreshed_at_once() -> None:
+    kept = flows()
+    kept.keep(PEER, KeepaliveKind.EMPTY, now=0)
+    kept.keep(OTHER, KeepaliveKind.CRLF, now=0)
+    assert len(sent(kept, now=0)) == 2
+    kept.refresh(now=1)
+    assert sent(kept, now=1) == [(b"", PEER), (b"\r\n\r\n", OTHER)]
+    assert sent(kept, now=1) == []
+
+
 def test_a_thousand_flows_are_spread_over_a_fifth_of_the_interval() -> None:
     entropy = random.Random(1).randbytes
     waits = [spread(15.0, entropy) for _ in range(1000)]
