@@ -5,10 +5,12 @@ BIN := .venv/bin
 SOURCES := nattools tests bench examples
 # What the tests of tests/lab talk to, besides namespaces
 TEST_PACKAGES := nftables iproute2 util-linux coturn stun-client stun-server miniupnpd-nftables natpmpc \
-	wireguard-go wireguard-tools
+	wireguard-go wireguard-tools kamailio baresip-core
 FUZZ_COUNT ?= 1000000
 # More than there are processors: most tests of tests/lab wait for a router
 TEST_WORKERS ?= 4
+# Each of the many programs that the tests start would, without bytecode, compile nattools once more.
+TEST_ENVIRONMENT := PYTHONDONTWRITEBYTECODE=
 
 .PHONY: help run test check lint types format fuzz bench clean
 
@@ -28,7 +30,7 @@ run: .venv/made
 
 test: .venv/made
 	@scripts/install-packages "for the tests in tests/lab" $(TEST_PACKAGES) || echo "Their tests are skipped." >&2
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 check: lint types test
 
@@ -52,6 +54,7 @@ bench: .venv/made
 	$(BIN)/python -m bench.verdicts
 	$(BIN)/python -m bench.mapping
 	$(BIN)/python -m bench.binding
+	$(BIN)/python -m bench.sip
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
