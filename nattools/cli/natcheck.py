@@ -9,17 +9,21 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from ipaddress import ip_address
+from typing import TYPE_CHECKING
 
 import click
 
 from nattools.cli import EXIT_INTERRUPTED, output
-from nattools.endpoint import Endpoint, IPAddress
+from nattools.endpoint import Endpoint, IPAddress, split_host_port
 from nattools.errors import DecodeError, LocalAddressError, NatToolsError, ResolveError, TransportError
 from nattools.net.dns import Family, resolve
 from nattools.stun.classifier import Confidence, Filtering, Mapping, NatType, Verdict, classify
 from nattools.stun.client import discover
 from nattools.stun.observation import Observation, Observations, Outcome
 from nattools.stun.uri import ServerAddress, Transport
+
+if TYPE_CHECKING:
+    from nattools.cli.natcheck_alg import AlgFinding
 
 DEFAULT_SERVERS = (
     "stunserver2025.stunprotocol.org",  # RFC 5780, two addresses
@@ -99,6 +103,11 @@ _FILTERING_MEANING = {
     metavar="SECONDS",
     help="How long the first answer may take; after it the measured round trip sets the pace.",
 )
+@click.option(
+    "--sip-alg",
+    metavar="SIP_SERVER",
+    help="Find out as well whether the router rewrites SIP on the way there (a SIP ALG).",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Show every question that was asked, and its answer.")
 @click.option("--json", "as_json", is_flag=True, help='Print one JSON document, with "schema": 1.')
 @click.version_option(package_name="nattools", prog_name="natcheck")
@@ -109,6 +118,7 @@ def main(
     local_address: str | None,
     local_port: int,
     timeout: float,
+    sip_alg: str | None,
     verbose: bool,
     as_json: bool,
 ) -> None:
@@ -120,12 +130,17 @@ def main(
 
     At most 60 small packets are sent. What was not shown is called unknown, with the reason.
 
+    SIP_SERVER is a name or address, with a port after a colon (5060 when left out). There, and to port 3478
+    of the same host to compare, OPTIONS and STUN are sent; a reflector (stund --sip-reflector) gets an
+    INVITE as well; all in all at most 146 packets. A SIP server that answers STUN can show that there is a
+    SIP ALG, a reflector which fields it rewrites, and that there is none.
+
     \b
     Exit status:
       0  there is a verdict
       2  wrong usage
       3  UDP is blocked, or no server answered
-      4  inconclusive
+      4  inconclusive, or whether there is a SIP ALG remained unknown
 
     \b
     Examples:
@@ -133,6 +148,7 @@ def main(
       natcheck stun.example.org
       natcheck 203.0.113.10 198.51.100.7:3479 --json
       natcheck --local-port 5060 --verbose
+      natcheck --sip-alg sip.example.org
     """
     if ipv4 and ipv6:
         raise click.UsageError("-4 and -6 exclude each other.")
@@ -141,6 +157,7 @@ def main(
     started = time.monotonic()
     try:
         addresses = [ServerAddress.parse(text) for text in server or DEFAULT_SERVERS]
+        sip_server = None if sip_alg is None else ServerAddress(*split_host_port(sip_alg))
         local = ip_address(local_address) if local_address else None
     except DecodeError as error:
         raise click.UsageError(f"{error}.") from error
@@ -153,37 +170,44 @@ def main(
     if len(addresses) > _MOST_SERVERS:
         raise click.UsageError(f"{len(addresses)} servers; {_MOST_SERVERS} at the most.")
     family: Family | None = 4 if ipv4 else 6 if ipv6 else local.version if local else None
-    for address in addresses:
+    for address in (*addresses, *([sip_server] if sip_server else [])):
         if family is not None and address.ip is not None and address.ip.version != family:
             raise click.UsageError(f"{address.host} is not an IPv{family} address.")
     if local is not None and family != local.version:
         raise click.UsageError(f"--local-address {local} is not an IPv{family} address.")
     try:
-        seen = asyncio.run(_check(addresses, family, local, local_port, timeout))
+        seen, alg = asyncio.run(_check(addresses, sip_server, family, local, local_port, timeout))
         verdict = classify(seen)
         if as_json:
-            output.print_json(_document(verdict, seen, time.monotonic() - started))
+            output.print_json(_document(verdict, seen, alg, time.monotonic() - started))
         else:
-            _show(verdict, seen, verbose=verbose)
+            _show(verdict, seen, alg, verbose=verbose)
     except KeyboardInterrupt:  # click would say "Aborted!" and end with 1
         sys.exit(EXIT_INTERRUPTED)
     except NatToolsError as error:
         _no_answer(error, as_json)
     else:
-        sys.exit(_status(verdict, seen))
+        sys.exit(_status(verdict, seen, alg))
 
 
 async def _check(
     addresses: Sequence[ServerAddress],
+    sip_server: ServerAddress | None,
     family: Family | None,
     local_address: IPAddress | None,
     local_port: int,
     timeout_s: float,
-) -> Observations:
+) -> tuple[Observations, AlgFinding | None]:
     started = time.monotonic()
     servers = await _resolve(addresses, family)
-    timeout_s = max(timeout_s - (time.monotonic() - started), timeout_s / 2)
-    return await discover(servers, local_address=local_address, local_port=local_port, timeout_s=timeout_s)
+    left_s = max(timeout_s - (time.monotonic() - started), timeout_s / 2)
+    seen = await discover(servers, local_address=local_address, local_port=local_port, timeout_s=left_s)
+    if sip_server is None:
+        return seen, None
+    from nattools.cli import natcheck_alg  # with all of SIP, which takes its time to load
+
+    await asyncio.sleep(0)  # asyncio closes a socket for good in its next round, and the port is wanted again
+    return seen, await natcheck_alg.check(sip_server, family, local_address, local_port, timeout_s)
 
 
 async def _resolve(addresses: Sequence[ServerAddress], family: Family | None) -> list[Endpoint]:
@@ -233,6 +257,7 @@ def _no_answer(error: NatToolsError, as_json: bool) -> None:
                 "server": None,
                 "hairpin": None,
                 "port_preserved": None,
+                "sip_alg": None,
                 "reasons": [str(error)],
                 "probes": [],
             }
@@ -240,11 +265,11 @@ def _no_answer(error: NatToolsError, as_json: bool) -> None:
     output.fail("natcheck", str(error), status=EXIT_NO_ANSWER)
 
 
-def _status(verdict: Verdict, seen: Observations) -> int:
+def _status(verdict: Verdict, seen: Observations, alg: AlgFinding | None) -> int:
     if verdict.nat_type is NatType.BLOCKED:
         return EXIT_NO_ANSWER
     if verdict.nat_type is not NatType.INCONCLUSIVE:
-        return EXIT_VERDICT
+        return EXIT_VERDICT if alg is None or alg.is_known else EXIT_INCONCLUSIVE
     heard = any(o.source is not None for o in seen.seen)
     return EXIT_INCONCLUSIVE if heard else EXIT_NO_ANSWER
 
@@ -253,7 +278,9 @@ def _text(endpoint: Endpoint | None) -> str | None:
     return None if endpoint is None else str(endpoint)
 
 
-def _document(verdict: Verdict, seen: Observations, seconds: float) -> dict[str, object]:
+def _document(
+    verdict: Verdict, seen: Observations, alg: AlgFinding | None, seconds: float
+) -> dict[str, object]:
     """The JSON document, schema 1."""
     return {
         "schema": 1,
@@ -267,6 +294,7 @@ def _document(verdict: Verdict, seen: Observations, seconds: float) -> dict[str,
         "port_preserved": verdict.port_preserved,
         "confidence": verdict.confidence.value,
         "sip": _sip_meaning(verdict),
+        "sip_alg": None if alg is None else alg.document(),
         "reasons": list(verdict.reasons),
         "packets_sent": seen.packets_sent,
         "seconds": round(seconds, 3),
@@ -289,7 +317,7 @@ def _probe(seen: Observation) -> dict[str, object]:
     }
 
 
-def _show(verdict: Verdict, seen: Observations, *, verbose: bool) -> None:
+def _show(verdict: Verdict, seen: Observations, alg: AlgFinding | None, *, verbose: bool) -> None:
     """For people: a few lines that fit any terminal."""
     page = output.Page(label_width=11)
     good = verdict.nat_type not in (NatType.SYMMETRIC, NatType.BLOCKED, NatType.INCONCLUSIVE)
@@ -304,9 +332,15 @@ def _show(verdict: Verdict, seen: Observations, *, verbose: bool) -> None:
     page.row("Server", str(verdict.server))
     page.row("Sure", _sureness(verdict, seen))
     page.row("For SIP", _sip_meaning(verdict), style="bold")
+    if alg is not None:
+        alg.show(page)
     page.heading("Why")
-    for reason in verdict.reasons:
+    for reason in (*verdict.reasons, *(f"SIP ALG: {reason}" for reason in (alg.reasons if alg else ()))):
         page.item(reason)
+    if verbose and alg is not None and alg.rewritten:
+        page.heading("Rewritten")
+        for line in alg.rewritten:
+            page.item(line)
     if verbose:
         page.heading("Questions")
         for observation in seen.seen:

@@ -46,7 +46,8 @@ _RUN_HELP = f"""Run COMMAND behind a NAT, and end with its exit status.
 THE NETWORK
   COMMAND's host   192.168.0.108 behind the router's public address 203.0.113.1, or 198.51.100.108
                    where nothing is translated (open, symmetric-firewall)
-  a STUN server    203.0.113.10 and 203.0.113.11, ports 3478 and 3479: stund, over UDP and TCP
+  a STUN server    203.0.113.10 and 203.0.113.11, ports 3478 and 3479: stund, over UDP and TCP; over UDP
+                   on port 5060, too, and for natcheck --sip-alg it reflects SIP
   with --igd       a miniupnpd on the router, 192.168.0.1, whose public address is then 11.22.33.2; and
                    IPv6, 2001:db8:1::108, which nobody outside reaches without asking for a pinhole
   and that is all  the machine's own network, and its name servers, are out of reach
@@ -66,6 +67,7 @@ EXAMPLES
   natlab run --nat port-restricted-cone --hairpin -- sh -c 'tcpdump -n udp & natcheck; sleep 1'
   natlab run --igd 1 --nat symmetric -- natmap add 5060 --udp
   natlab run --nat full-cone --udp-timeout 6 -- bash    a NAT that forgets soon
+  natlab run --nat symmetric --sip-alg -- natcheck --sip-alg {SERVER.ip}
 
 \b
 EXIT STATUS
@@ -121,6 +123,11 @@ def main() -> None:
     metavar="SECONDS",
     help="Forget a UDP flow after so long a silence (default: the kernel's 30 to 120 seconds).",
 )
+@click.option(
+    "--sip-alg",
+    is_flag=True,
+    help="The router next to COMMAND's host rewrites SIP to UDP port 5060: the kernel's SIP ALG.",
+)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="COMMAND...")
 def run(
     nat: str | None,
@@ -129,6 +136,7 @@ def run(
     hairpin: bool,
     igd: str | None,
     udp_timeout: int | None,
+    sip_alg: bool,
     command: tuple[str, ...],
 ) -> NoReturn:
     """Build the network, run the command, end as it ended."""
@@ -142,6 +150,7 @@ def run(
             hairpin=hairpin,
             igd=None if igd is None else Igd(version=int(igd)),
             udp_timeout_s=udp_timeout,
+            sip_alg=sip_alg,
         )
     except LabError as error:
         raise click.UsageError(str(error)) from error
@@ -177,7 +186,7 @@ def list_kinds(as_json: bool) -> None:
 
 
 def _run(topology: Topology, command: Sequence[str]) -> int:
-    with Lab(topology) as lab, _terminal():
+    with Lab(topology, sip_reflector=True) as lab, _terminal():
         # natcheck stands beside natlab, also where only natlab's full path was typed
         path = os.pathsep.join([os.environ.get("PATH", os.defpath), os.path.dirname(sys.executable)])
         environment = {**os.environ, "PATH": path, "NATCHECK_SERVER": str(SERVER)}

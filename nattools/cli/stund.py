@@ -6,18 +6,25 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from ipaddress import ip_address
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from nattools.endpoint import IPAddress
 from nattools.errors import TransportError
 from nattools.stun.responder import DEFAULT_ALTERNATE_PORT, DEFAULT_PORT, ServerAddresses
-from nattools.stun.server import StunServer
+from nattools.stun.server import AnswerOther, StunServer
+
+if TYPE_CHECKING:
+    from nattools.sip.reflector import Reflector
+
+DEFAULT_SIP_PORT = 5060
 
 _log = logging.getLogger("nattools.stund")
 
@@ -45,17 +52,28 @@ ADDRESSES
   both families run one stund for each.
 
 \b
+SIP REFLECTOR
+  With --sip-reflector stund also answers SIP requests, each with a response
+  that has the request as it arrived for its body, on all its UDP ports and on
+  --sip-port. `natcheck --sip-alg` compares that with what it sent, and so
+  finds out whether a router on the way rewrites SIP (a SIP ALG). No other SIP
+  server can have the same port.
+
+\b
 EXAMPLES
   stund                            every IPv4 address, port 3478
   stund 192.0.2.1 192.0.2.2        NAT behaviour tests, ports 3478 and 3479
   stund --port 19302 2001:db8::1   one IPv6 address, another port
   stund -v 127.0.0.1 127.0.0.2     try it out; every request is logged
+  stund --sip-reflector 192.0.2.1  STUN and reflected SIP, ports 3478 and 5060
 
 \b
 SAFETY
   What is no request is never answered. A reply goes to the IP address that
   asked and to no other, so a RESPONSE-ADDRESS elsewhere gets nothing. Over
   IPv4 it has at most 2.8 times the bytes of the request, over IPv6 4.6.
+  A reflected SIP request gets at most 2.8 times its bytes; of those, each
+  client is answered 5 a second, and all together 200.
 
 \b
 OUTPUT
@@ -88,12 +106,31 @@ EXIT CODES
     type=click.IntRange(0, 65535),
     help=f"The second port: {DEFAULT_ALTERNATE_PORT} with two addresses; with one, none unless given.",
 )
+@click.option(
+    "--sip-reflector", is_flag=True, help="Answer SIP requests with what arrived, for natcheck --sip-alg."
+)
+@click.option(
+    "--sip-port",
+    "sip_ports",
+    metavar="PORT",
+    type=click.IntRange(0, 65535),
+    multiple=True,
+    help=f"A UDP port for STUN and SIP beside the others, {DEFAULT_SIP_PORT} unless given; may be repeated.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log each request and what became of it.")
 @click.version_option(package_name="nattools", prog_name="stund")
 def command(
-    address: str, alternate: str | None, port: int, alternate_port: int | None, verbose: bool
+    address: str,
+    alternate: str | None,
+    port: int,
+    alternate_port: int | None,
+    sip_reflector: bool,
+    sip_ports: tuple[int, ...],
+    verbose: bool,
 ) -> None:
     """Run the server until a signal stops it."""
+    if sip_ports and not sip_reflector:
+        raise click.UsageError("--sip-port says where --sip-reflector answers: give that as well")
     if alternate is not None and alternate_port is None:
         alternate_port = DEFAULT_ALTERNATE_PORT
     try:
@@ -104,7 +141,7 @@ def command(
         raise click.UsageError(str(error)) from error
     _log_to_stderr(verbose)
     with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:  # Proactor has no add_reader
-        runner.run(_serve(addresses))
+        runner.run(_serve(addresses, (sip_ports or (DEFAULT_SIP_PORT,)) if sip_reflector else None))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -151,18 +188,35 @@ def _forget_what_stderr_refused() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
-async def _serve(addresses: ServerAddresses) -> None:
+async def _serve(addresses: ServerAddresses, sip_ports: Sequence[int] | None) -> None:
+    """Serve until a signal comes; with `sip_ports` as a SIP reflector, too."""
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_on_loop_error)
     stop = asyncio.Event()
     _stop_on_signals(loop, stop)
-    async with await StunServer.start(addresses) as server:
-        _log.info("%s", _start_line(server.addresses))
+    reflector = None if sip_ports is None else _new_reflector()
+    async with await StunServer.start(
+        addresses,
+        more_ports=sip_ports or (),
+        answer_other=None if reflector is None else _reflection_of(reflector),
+    ) as server:
+        _log.info("%s", _start_line(server))
         while not stop.is_set():
             # Windows does not wake a waiting loop for a signal
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), 0.5 if sys.platform == "win32" else None)
-    _log.info("stopped: %s", server.summary())
+    reflected = "" if reflector is None else f"; {reflector.summary()}"
+    _log.info("stopped: %s%s", server.summary(), reflected)
+
+
+def _new_reflector() -> Reflector:
+    from nattools.sip.reflector import Reflector  # with all of SIP; most servers need none of it
+
+    return Reflector(entropy=secrets.token_bytes)
+
+
+def _reflection_of(reflector: Reflector) -> AnswerOther:
+    return lambda data, source: reflector.answer(data, source, now=time.monotonic())
 
 
 def _stop_on_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
@@ -178,14 +232,20 @@ def _on_loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) ->
     _log.error("%s: %s", context["message"], context.get("exception") or "no more is known")
 
 
-def _start_line(addresses: ServerAddresses) -> str:
+def _start_line(server: StunServer) -> str:
+    addresses = server.addresses
     sockets = ", ".join(map(str, addresses.endpoints))
+    line = f"serving {sockets} (UDP and TCP)"
     if addresses.alternate_address is not None:
-        return f"serving {sockets} (UDP and TCP), NAT behaviour tests included"
-    return (
-        f"serving {sockets} (UDP and TCP); with one address clients learn their public address, but cannot"
-        " test NAT filtering: CHANGE-REQUEST is refused, OTHER-ADDRESS omitted"
-    )
+        line += ", NAT behaviour tests included"
+    else:
+        line += (
+            "; with one address clients learn their public address, but cannot"
+            " test NAT filtering: CHANGE-REQUEST is refused, OTHER-ADDRESS omitted"
+        )
+    if server.more_ports:
+        line += f"; reflecting SIP there and on UDP port {', '.join(map(str, server.more_ports))}"
+    return line
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from nattools.errors import LabError
 from nattools.lab import holder
 from nattools.lab.igd import Igd, RunningIgd
 from nattools.lab.nat import NatKind
-from nattools.lab.topology import ALTERNATE_SERVER, SERVER, SERVER_ENDPOINTS, Topology
+from nattools.lab.topology import ALTERNATE_SERVER, SERVER, SERVER_ENDPOINTS, SIP_PORT, Topology
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -121,9 +121,11 @@ class Host:
 class Lab:
     """The network of a topology, as long as the `with` block lasts, and no longer than this process.
 
-    The public side runs `stund` on both addresses unless `start_server` is false; the router runs miniupnpd
-    where the topology has an `igd`. Entering raises `LabError` when the network cannot be built or a server
-    does not come up. The hosts are there inside the block only, `inner_router` where there is a `second_nat`.
+    The public side runs `stund` on both addresses unless `start_server` is false; with `sip_reflector` it
+    reflects SIP, too, and serves UDP on port 5060 and the topology's `sip_alg_ports` as well. The router runs
+    miniupnpd where the topology has an `igd`. Entering raises `LabError` when the network cannot be built or
+    a server does not come up. The hosts are there inside the block only, `inner_router` where there is a
+    `second_nat`.
     """
 
     client: Host
@@ -132,9 +134,10 @@ class Lab:
     inner_router: Host | None = None
     server: Process | None = None
 
-    def __init__(self, topology: Topology, *, start_server: bool = True) -> None:
+    def __init__(self, topology: Topology, *, start_server: bool = True, sip_reflector: bool = False) -> None:
         self.topology = topology
         self._start_server = start_server
+        self._sip_reflector = sip_reflector
         self._process: subprocess.Popen[str] | None = None
         self._holder = 0
         self._hosts: dict[str, Host] = {}
@@ -250,9 +253,13 @@ class Lab:
 
     def _serve(self) -> None:
         addresses = [str(endpoint.ip) for endpoint in (SERVER, ALTERNATE_SERVER)]
+        options = []
+        if self._sip_reflector:
+            ports = dict.fromkeys((SIP_PORT, *self.topology.sip_alg_ports))
+            options = ["--sip-reflector", *(f"--sip-port={port}" for port in ports)]
         with tempfile.TemporaryFile("w+") as log:
             self.server = self.public.popen(
-                [sys.executable, "-P", "-m", "nattools.cli.stund", *addresses],
+                [sys.executable, "-P", "-m", "nattools.cli.stund", *options, *addresses],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

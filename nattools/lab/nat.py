@@ -152,6 +152,28 @@ def ruleset(
     return "\n".join([f"table {family} lab {{", *sets, *chains, "}", ""])
 
 
+def sip_alg_ruleset(ports: Sequence[int]) -> str:
+    """Write the rules that give a router the kernel's SIP ALG (nf_nat_sip) on these UDP ports.
+
+    They are a table of their own, which replaces the one that may be there: whatever kind the NAT is, the ALG
+    stands before it.
+    """
+    asked = f"udp dport {{ {', '.join(map(str, ports))} }}"
+    rules = [f'iifname {LAN_INTERFACE} {asked} ct helper set "sip"']
+    return "\n".join(
+        [
+            "table ip sip_alg",
+            "delete table ip sip_alg",
+            "table ip sip_alg {",
+            'ct helper sip { type "sip" protocol udp; l3proto ip; }',
+            # After connection tracking has made the flow, and before it is confirmed.
+            chain("prerouting", "filter hook prerouting", "filter", rules),
+            "}",
+            "",
+        ]
+    )
+
+
 def chain(name: str, hook: str, priority: str, rules: Iterable[str], policy: str = "accept") -> str:
     """Write one base chain of nftables."""
     return "\n".join([f"chain {name} {{", f"type {hook} priority {priority}; policy {policy};", *rules, "}"])

@@ -31,11 +31,12 @@ from ipaddress import IPv4Network
 from nattools.endpoint import Endpoint
 from nattools.errors import LabError
 from nattools.lab.igd import Igd, igd_ruleset
-from nattools.lab.nat import LAN_INTERFACE, WAN_INTERFACE, NatKind, ruleset
+from nattools.lab.nat import LAN_INTERFACE, WAN_INTERFACE, NatKind, ruleset, sip_alg_ruleset
 
 SERVER = Endpoint.of("203.0.113.10", 3478)
 ALTERNATE_SERVER = Endpoint.of("203.0.113.11", 3478)
 ALTERNATE_PORT = 3479
+SIP_PORT = 5060
 STRANGER = Endpoint.of("203.0.113.20", 3478)
 SERVER_ENDPOINTS = tuple(
     e.with_port(p) for e in (SERVER, ALTERNATE_SERVER) for p in (SERVER.port, ALTERNATE_PORT)
@@ -109,8 +110,9 @@ class Topology:
     returns what the client sends to its own public endpoint; only the cone kinds can. With `alternate_dead`
     the server's second address neither receives nor sends. With `igd` the router can be asked for mappings
     (UPnP-IGD, NAT-PMP, PCP). After `udp_timeout_s` without a datagram every router forgets a UDP flow
-    (RFC 4787 §4.3); None leaves that to the kernel, which waits for 30 to 120 s. Raises `LabError` for a
-    network that cannot be.
+    (RFC 4787 §4.3); None leaves that to the kernel, which waits for 30 to 120 s. With `sip_alg` the client's
+    own router rewrites the SIP that goes to the UDP ports `sip_alg_ports`, as nf_nat_sip does. Raises
+    `LabError` for a network that cannot be.
     """
 
     nat: NatKind
@@ -120,6 +122,8 @@ class Topology:
     alternate_dead: bool = False
     igd: Igd | None = None
     udp_timeout_s: int | None = None
+    sip_alg: bool = False
+    sip_alg_ports: tuple[int, ...] = (SIP_PORT,)
 
     def __post_init__(self) -> None:
         if not 0 <= self.loss_percent <= 100:
@@ -131,6 +135,8 @@ class Topology:
             self._check_udp_timeout(self.udp_timeout_s)
         if self.igd is not None:
             self._check_igd()
+        if self.sip_alg:
+            self._check_sip_alg()
 
     def _check_udp_timeout(self, timeout_s: int) -> None:
         if not 0 < timeout_s <= _LONGEST_UDP_TIMEOUT_S:
@@ -146,6 +152,13 @@ class Topology:
             raise LabError("a router that grants mappings has no second NAT: give it a WAN address of one")
         if self.hairpin:
             raise LabError("the router that grants mappings has no hairpinning")
+
+    def _check_sip_alg(self) -> None:
+        kind = self.second_nat or self.nat
+        if not kind.translates:
+            raise LabError(f"{kind.value} translates no address that a SIP ALG could write into messages")
+        if not self.sip_alg_ports or not all(0 < port <= 0xFFFF for port in self.sip_alg_ports):
+            raise LabError("a SIP ALG needs ports from 1 to 65535 to look at")
 
     @property
     def client_address(self) -> str:
@@ -238,9 +251,10 @@ class Topology:
 
         An `Igd` names neither in its rules.
         """
+        sip_alg = self._sip_alg_ruleset if self.second_nat is None else ""
         if self.igd is not None:
-            return igd_ruleset(self.igd, self.nat, loss_percent=self.loss_percent)
-        return ruleset(
+            return igd_ruleset(self.igd, self.nat, loss_percent=self.loss_percent) + sip_alg
+        return sip_alg + ruleset(
             self.nat,
             wan_address=wan_address,
             inside_address=inside_address,
@@ -249,6 +263,10 @@ class Topology:
             hairpin=self.hairpin,
             udp_timeout_s=self.udp_timeout_s,
         )
+
+    @property
+    def _sip_alg_ruleset(self) -> str:
+        return sip_alg_ruleset(self.sip_alg_ports) if self.sip_alg else ""
 
     def _inner_router(self, kind: NatKind) -> HostPlan:
         middle = self._middle_network
@@ -262,7 +280,8 @@ class Topology:
                 f"addr add {self._client_network[_ROUTER_HOST]}/24 dev {LAN_INTERFACE}",
                 f"route add default via {middle[_ROUTER_HOST]}",
             ),
-            ruleset=ruleset(
+            ruleset=self._sip_alg_ruleset
+            + ruleset(
                 kind,
                 wan_address=str(middle[_INSIDE_HOST]),
                 inside_address=self.client_address,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import TracebackType
 
@@ -21,6 +22,9 @@ MOST_CONNECTIONS = 256
 IDLE_SECONDS = 30.0
 """A connection that takes longer to send a whole request, or to take its reply, is closed."""
 
+AnswerOther = Callable[[bytes, Endpoint], bytes | None]
+"""Answers a datagram that is no STUN, given where it came from, or leaves it unanswered (None)."""
+
 _MOST_STREAM_BYTES = 0xFFFF + HEADER_BYTES
 _PORT_ATTEMPTS = 16
 
@@ -30,26 +34,42 @@ _log = logging.getLogger(__name__)
 class StunServer:
     """A running STUN server. Make it with `StunServer.start`, end it with `close` or `async with`."""
 
-    def __init__(self, addresses: ServerAddresses) -> None:
+    def __init__(
+        self,
+        addresses: ServerAddresses,
+        *,
+        more_ports: Sequence[int] = (),
+        answer_other: AnswerOther | None = None,
+    ) -> None:
         self._responder = Responder(addresses)
+        self._more_ports = tuple(more_ports)
+        self._answer_other = answer_other
         self._udp: dict[Endpoint, UdpListener] = {}
         self._tcp: list[StreamListener] = []
         self._connections: set[asyncio.Task[None]] = set()
         self.answered = 0
-        """How many requests were answered, with success or with an error."""
+        """How many requests were answered, with success or with an error, by `answer_other` among them."""
         self.dropped: Counter[DropReason] = Counter()
         """How many datagrams and connections were not, by reason."""
 
     @classmethod
-    async def start(cls, addresses: ServerAddresses) -> StunServer:
+    async def start(
+        cls,
+        addresses: ServerAddresses,
+        *,
+        more_ports: Sequence[int] = (),
+        answer_other: AnswerOther | None = None,
+    ) -> StunServer:
         """Bind every socket of `addresses` and serve. Port 0 is any free one, the same on both addresses.
 
-        Raises `LocalAddressError` where one of them cannot be had; then none is kept.
+        STUN over UDP is answered on `more_ports` of each address as well. On every UDP socket `answer_other`
+        is asked about what is no STUN; its answers leave from there, to where the datagram came from.
+        Raises `LocalAddressError` where a port cannot be had; then none is kept.
         """
-        attempts = _PORT_ATTEMPTS if 0 in (addresses.port, addresses.alternate_port) else 1
+        attempts = _PORT_ATTEMPTS if 0 in (addresses.port, addresses.alternate_port, *more_ports) else 1
         while True:
             attempts -= 1
-            server = cls(addresses)
+            server = cls(addresses, more_ports=more_ports, answer_other=answer_other)
             try:
                 await server._listen()
             except BaseException as error:
@@ -63,6 +83,11 @@ class StunServer:
     def addresses(self) -> ServerAddresses:
         """Where the server listens, with the ports that it really has."""
         return self._responder.addresses
+
+    @property
+    def more_ports(self) -> tuple[int, ...]:
+        """The UDP ports beside those of `addresses`, as they really are."""
+        return self._more_ports
 
     def summary(self) -> str:
         """What was done so far, in one line."""
@@ -101,10 +126,17 @@ class StunServer:
         for endpoint in actual.endpoints:
             if endpoint not in self._udp:
                 self._listen_udp(endpoint)
+        self._more_ports = tuple(self._listen_udp_everywhere(port) for port in self._more_ports)
         for endpoint in actual.endpoints:
             self._tcp.append(
                 await StreamListener.open(endpoint, self._on_connection, limit_bytes=_MOST_STREAM_BYTES)
             )
+
+    def _listen_udp_everywhere(self, port: int) -> int:
+        for ip in dict.fromkeys(endpoint.ip for endpoint in self._responder.addresses.endpoints):
+            if not port or Endpoint(ip, port) not in self._udp:
+                port = self._listen_udp(Endpoint(ip, port))
+        return port
 
     def _listen_udp(self, local: Endpoint) -> int:
         listener = UdpListener.open(local, self._on_datagram)
@@ -124,6 +156,9 @@ class StunServer:
             answer = DropReason.NOT_UNICAST
         else:
             answer = self._responder.respond(datagram.data, datagram.source, datagram.local)
+            if answer is DropReason.NOT_STUN and self._answer_other is not None:
+                other = self._answer_other(datagram.data, datagram.source)
+                answer = answer if other is None else Reply(other, datagram.local, datagram.source)
         if isinstance(answer, Reply):
             # on a wildcard bind the origin is no key of _udp, but then it never changes either
             sender = listener if answer.origin == datagram.local else self._udp[answer.origin]

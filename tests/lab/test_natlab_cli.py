@@ -173,6 +173,7 @@ def test_a_command_that_cannot_be_run() -> None:
             ["run", "--nat", "symmetric", "--hairpin", "--", "true"],
             "symmetric has no hairpinning: it can be had with full-cone, restricted-cone, ",
         ),
+        (["run", "--nat", "open", "--sip-alg", "--", "true"], "open translates no address that a SIP ALG"),
         (["run", "--igd", "3", "--", "true"], "'3' is not one of '1', '2'"),
         (["run", "--igd", "2", "--nat", "open", "--", "true"], "open grants no mappings to who asks: "),
         (["run", "--igd", "2", "--second-nat", "open", "--", "true"], "no second NAT"),

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from nattools.sip.alg_probe import MOST_PACKETS
 from tests.unit.cli.test_stund import ports_in, running, start_line
 
 TIME_LIMIT_S = 30
@@ -40,9 +41,10 @@ def document(*arguments: str, **environment: str) -> dict[str, Any]:
 
 
 @contextmanager
-def stund(*addresses: str) -> Iterator[str]:
+def stund(*addresses: str, reflects: bool = False) -> Iterator[str]:
     """A stund; yields the server to name."""
     ports = ["--port", "0", *(["--alternate-port", "0"] if len(addresses) == 2 else [])]
+    ports += ["--sip-reflector", "--sip-port", "0"] if reflects else []
     with running(*addresses, *ports) as process:
         yield f"{addresses[0]}:{ports_in(start_line(process))[0]}"
 
@@ -124,6 +126,57 @@ def test_where_nothing_listens_it_says_so() -> None:
         assert "nothing listens there (ICMP port unreachable)" in result.stdout
 
 
+@needs_second_loopback
+def test_with_a_reflector_it_says_that_nothing_rewrites_sip() -> None:
+    with stund("127.0.0.1", "127.0.0.2", reflects=True) as server:
+        result = natcheck(server, "--sip-alg", server)
+        said = document(server, "--sip-alg", server)["sip_alg"]
+        assert document(server)["sip_alg"] is None
+    assert result.returncode == 0
+    assert f"SIP ALG    no: nothing is rewritten on UDP port {server.rpartition(':')[2]}\n" in result.stdout
+    assert "octet for octet" in " ".join(result.stdout.split())
+    assert (said["presence"], said["server"]) == ("no", server)
+    assert set(said) == {"presence", "server", "meaning", "reasons", "packets_sent", "ports"}
+    port = said["ports"][0]
+    assert port["mapped"] == port["received"]
+    assert {key: port[key] for key in ("to", "presence", "hides_address", "touched", "lost")} == {
+        "to": server,
+        "presence": "no",
+        "hides_address": False,
+        "touched": [],
+        "lost": [],
+    }
+
+
+@needs_second_loopback
+def test_where_it_stays_unknown_whether_sip_is_rewritten_it_says_so_by_its_status() -> None:
+    with stund("127.0.0.1", "127.0.0.2") as server:
+        result = natcheck(server, "--sip-alg", server, "--json")
+        # from loopback there is no way anywhere else, so nothing is sent
+        nowhere = natcheck(server, "--sip-alg", "192.0.2.1", "--local-address", "127.0.0.1", "--json")
+    said = json.loads(result.stdout)
+    assert (said["nat_type"], said["sip_alg"]["presence"], result.returncode) == ("open", "unknown", 4)
+    assert said["sip_alg"]["ports"][0]["lost"] == ["OPTIONS"]
+    unsent = json.loads(nowhere.stdout)["sip_alg"]
+    assert (unsent["presence"], unsent["server"], unsent["ports"], nowhere.returncode) == (
+        "unknown",
+        None,
+        [],
+        4,
+    )
+    assert "no route to 192.0.2.1" in unsent["reasons"][0]
+
+
+def test_the_search_for_an_alg_takes_the_same_local_port() -> None:
+    with stund("127.0.0.1", reflects=True) as server:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        said = document(server, "--sip-alg", server, "--local-port", str(port))
+    assert said["local"] == f"127.0.0.1:{port}"
+    assert said["sip_alg"]["ports"][0]["mapped"] == f"127.0.0.1:{port}"
+
+
 def test_output_fits_a_narrow_terminal_and_has_no_colour_in_a_pipe() -> None:
     with stund("127.0.0.1") as server:
         result = natcheck(server, "--verbose", COLUMNS="40")
@@ -145,6 +198,9 @@ def test_output_fits_a_narrow_terminal_and_has_no_colour_in_a_pipe() -> None:
         (("--local-address", "127.0.0.1", "-6", "::1"), "127.0.0.1 is not an IPv6 address"),
         (("-4", "::1"), "::1 is not an IPv4 address"),
         (("--local-address", "::1", "127.0.0.1"), "127.0.0.1 is not an IPv6 address"),
+        (("--sip-alg", "sip:127.0.0.1", "127.0.0.1"), "is not a port"),
+        (("--sip-alg", "a b", "127.0.0.1"), "is not a host name"),
+        (("-4", "--sip-alg", "::1", "127.0.0.1"), "::1 is not an IPv4 address"),
         (("--timeout", "0", "127.0.0.1"), "is not in the range"),
         (("--timeout", "nan", "127.0.0.1"), "is not"),
         (("--local-port", "70000", "127.0.0.1"), "is not in the range"),
@@ -162,5 +218,6 @@ def test_wrong_usage_is_one_clear_error(arguments: tuple[str, ...], words: str) 
 
 def test_help_names_the_exit_statuses() -> None:
     text = natcheck("--help").stdout
-    for line in ("0  there is a verdict", "2  wrong usage", "3  UDP is blocked", "4  inconclusive"):
+    for line in ("0  there is a verdict", "2  wrong usage", "3  UDP is blocked", "4  inconclusive, or"):
         assert line in text
+    assert f"at most {MOST_PACKETS} packets" in " ".join(text.split())

@@ -101,6 +101,66 @@ def test_by_default_every_ipv4_address_is_served() -> None:
         assert finished(process)[0] == 0
 
 
+OPTIONS = (
+    b"OPTIONS sip:127.0.0.1 SIP/2.0\r\nVia: SIP/2.0/UDP 192.0.2.1:5060;rport;branch=z9hG4bK1\r\n"
+    b"Max-Forwards: 70\r\nFrom: <sip:a@192.0.2.1>;tag=1\r\nTo: <sip:127.0.0.1>\r\nCall-ID: 1\r\n"
+    b"CSeq: 1 OPTIONS\r\nContact: <sip:a@192.0.2.1:5060>\r\nContent-Length: 0\r\n\r\n"
+)
+
+
+def sip_ports_in(line: str) -> list[int]:
+    return [int(word) for word in line.strip().rpartition(" UDP port ")[2].split(", ")]
+
+
+def test_as_a_reflector_it_answers_sip_and_stun_on_every_udp_port() -> None:
+    reflecting = ("--sip-reflector", "--sip-port", "0", "--sip-port", "0")
+    with running("127.0.0.1", "--port", "0", *reflecting) as process:
+        line = start_line(process)
+        ports = [*ports_in(line), *sip_ports_in(line)]
+        assert len(set(ports)) == 3
+        for port in ports:
+            assert len(ask(port)) == 44
+            reflected = ask(port, OPTIONS)
+            assert reflected.startswith(b"SIP/2.0 200 OK\r\n")
+            assert b";received=127.0.0.1" in reflected
+            assert bytes(octet ^ 0x80 for octet in reflected[-len(OPTIONS) :]) == OPTIONS
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.sendto(b"hello", ("127.0.0.1", ports[2]))
+        ask(ports[2])
+        process.terminate()
+        code, out, err = finished(process)
+    assert (code, out) == (0, "")
+    assert err == (
+        "stund: stopped: 7 requests answered; dropped: 1 not STUN; 3 SIP requests reflected; not: 1 not SIP\n"
+    )
+
+
+def test_a_reflector_with_two_addresses_has_its_sip_port_on_both() -> None:
+    arguments = ("127.0.0.1", "127.0.0.2", "--port", "0", "--alternate-port", "0")
+    with running(*arguments, "--sip-reflector", "--sip-port", "0") as process:
+        [port] = sip_ports_in(start_line(process))
+        for address in ("127.0.0.1", "127.0.0.2"):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+                client.settimeout(TIME_LIMIT_S)
+                client.connect((address, port))
+                for request in (OPTIONS, BINDING):
+                    client.send(request)
+                    assert client.recv(2048)
+
+
+def test_unless_told_to_it_does_not_answer_sip() -> None:
+    with running("127.0.0.1", "--port", "0") as process:
+        [port] = ports_in(start_line(process))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.settimeout(TIME_LIMIT_S)
+            client.connect(("127.0.0.1", port))
+            client.send(OPTIONS)
+            client.send(BINDING)
+            assert client.recv(2048)[:2] == b"\x01\x01"
+        process.terminate()
+        assert finished(process)[2] == "stund: stopped: 1 requests answered; dropped: 1 not STUN\n"
+
+
 def test_a_port_in_use_is_one_line() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
         other.bind(("127.0.0.1", 0))
@@ -151,6 +211,8 @@ def test_a_stderr_that_is_gone_does_not_stop_it() -> None:
         (["224.0.0.1"], "multicast"),
         (["--port", "65536"], "65536"),
         (["--port", "sip"], "sip"),
+        (["--sip-port", "5060"], "--sip-port says where --sip-reflector answers"),
+        (["--sip-reflector", "--sip-port", "65536"], "65536"),
         (["--no-such-option"], "--no-such-option"),
     ],
 )
@@ -170,9 +232,11 @@ def test_a_wrong_command_line_is_one_line(
 def test_help_reads_like_a_manual(capsys: pytest.CaptureFixture[str]) -> None:
     stund.main(["--help"])
     text = capsys.readouterr().out
-    for section in ("ONE ADDRESS", "TWO ADDRESSES", "EXAMPLES", "SAFETY", "OUTPUT", "EXIT CODES"):
+    sections = "ONE ADDRESS/TWO ADDRESSES/SIP REFLECTOR/EXAMPLES/SAFETY/OUTPUT/EXIT CODES"
+    for section in sections.split("/"):
         assert f"  {section}\n" in text
-    for option in ("--port PORT", "--alternate-port PORT", "-v, --verbose", "--version", "-h, --help"):
+    options = "--port PORT/--alternate-port PORT/--sip-reflector/--sip-port PORT/-v, --verbose/--version"
+    for option in (*options.split("/"), "-h, --help"):
         assert option in text
     assert max(map(len, text.splitlines())) <= 80
 

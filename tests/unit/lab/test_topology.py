@@ -164,3 +164,42 @@ def test_a_router_without_memory_has_no_timers() -> None:
 def test_a_timeout_beyond_reason_is_refused(timeout_s: int) -> None:
     with pytest.raises(LabError, match="not between 1 and 86400"):
         Topology(NatKind.FULL_CONE, udp_timeout_s=timeout_s)
+
+
+def test_a_sip_alg_stands_in_the_client_s_own_router() -> None:
+    topology = Topology(NatKind.FULL_CONE, sip_alg=True, sip_alg_ports=(5060, 5062))
+    assert "udp dport { 5060, 5062 } ct helper set" in host(topology, "router").ruleset
+    assert "ct helper" not in host(Topology(NatKind.FULL_CONE), "router").ruleset
+    for outer in (NatKind.SYMMETRIC, NatKind.OPEN):
+        double = Topology(outer, NatKind.FULL_CONE, sip_alg=True)
+        assert "udp dport { 5060 } ct helper set" in host(double, "inner-router").ruleset
+        assert "ct helper" not in host(double, "router").ruleset
+
+
+def test_a_router_that_grants_mappings_can_have_a_sip_alg() -> None:
+    rules = host(Topology(NatKind.SYMMETRIC, igd=Igd(), sip_alg=True), "router").ruleset
+    assert "chain miniupnpd { }" in rules
+    assert "ct helper set" in rules
+
+
+def test_rules_that_are_written_again_have_one_sip_alg() -> None:
+    rules = Topology(NatKind.SYMMETRIC, sip_alg=True).router_ruleset("203.0.113.2", "192.168.0.108")
+    assert rules.index("delete table ip sip_alg") < rules.index("table ip sip_alg {")
+    assert rules.count("ct helper set") == 1
+
+
+@pytest.mark.parametrize(
+    ("nat", "second_nat", "ports", "complaint"),
+    [
+        (NatKind.OPEN, None, (5060,), "open translates no address"),
+        (NatKind.FULL_CONE, NatKind.SYMMETRIC_FIREWALL, (5060,), "symmetric-firewall translates no address"),
+        (NatKind.FULL_CONE, None, (), "needs ports from 1 to 65535"),
+        (NatKind.FULL_CONE, None, (0,), "needs ports from 1 to 65535"),
+        (NatKind.FULL_CONE, None, (5060, 65536), "needs ports from 1 to 65535"),
+    ],
+)
+def test_not_every_router_can_have_a_sip_alg(
+    nat: NatKind, second_nat: NatKind | None, ports: tuple[int, ...], complaint: str
+) -> None:
+    with pytest.raises(LabError, match=complaint):
+        Topology(nat, second_nat, sip_alg=True, sip_alg_ports=ports)

@@ -17,7 +17,7 @@ from nattools.errors import LocalAddressError, TransportError
 from nattools.net import listener
 from nattools.stun import server as server_module
 from nattools.stun.responder import DropReason, ServerAddresses
-from nattools.stun.server import StunServer
+from nattools.stun.server import AnswerOther, StunServer
 
 A1, A2, A3 = "127.0.0.1", "127.0.0.2", "127.0.0.3"
 COOKIE = bytes.fromhex("2112a442")
@@ -99,11 +99,19 @@ def is_silent(sock: socket.socket) -> bool:
     return False
 
 
-def serve(addresses: ServerAddresses, scenario: Callable[[StunServer], Awaitable[None]]) -> StunServer:
+def serve(
+    addresses: ServerAddresses,
+    scenario: Callable[[StunServer], Awaitable[None]],
+    *,
+    more_ports: tuple[int, ...] = (),
+    answer_other: AnswerOther | None = None,
+) -> StunServer:
     """Run the scenario against a server; every socket of it is closed at the end."""
 
     async def run() -> StunServer:
-        async with await StunServer.start(addresses) as server:
+        async with await StunServer.start(
+            addresses, more_ports=more_ports, answer_other=answer_other
+        ) as server:
             await scenario(server)
             return server
 
