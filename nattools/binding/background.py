@@ -45,6 +45,7 @@ MOST_CHANGES = 256
 _LATE_ANSWERS_S = 10.0
 _RESPONSES = (MessageClass.SUCCESS, MessageClass.ERROR)
 
+OnArrival = Callable[[bytes, Endpoint], bytes | None]
 _News = queue.SimpleQueue[BindingChange | None]
 
 
@@ -74,12 +75,16 @@ class KeptSocket:
         """The binding, when there is one; its properties can be read in any thread."""
         self.error: BindingError | None = None
         """Why there is none."""
-        self.on_change: Callable[[BindingChange], None] | None = None
-        """What the program wants to be called with each change; by whom is not decided here."""
+        self.on_datagram: OnArrival | None = None
+        """Called in the thread with what comes for the program; it gets what this returns, or nothing."""
+        self.on_change: Callable[[BindingChange | None], None] | None = None
+        """Called in the thread with each change, and with None before the port is free; it must not wait."""
         self.has_answer = threading.Event()
         """Set once there is the one or the other, and when it is over."""
-        self._is_over = threading.Event()
+        self.is_over = threading.Event()
+        """Set once everything is given back."""
         self._failed_at = float("-inf")
+        self._checks_when_quiet = False
         self._flows: dict[Endpoint, KeepaliveKind] = {}
         self._news: weakref.WeakSet[_News] = weakref.WeakSet()
         self._news_lock = threading.Lock()
@@ -102,6 +107,25 @@ class KeptSocket:
         background = _enter()
         background.call(background.begin, self)
         self._background = background
+
+    def call(self, function: Callable[..., None], *arguments: object) -> None:
+        """Have something done in the thread, unless that has ended."""
+        if self._background is not None:
+            self._background.call(function, *arguments)
+
+    def stand_in_for(self, other: KeptSocket) -> None:
+        """Serve the program of `other`, which was not started, from now on; what came before is nobody's.
+
+        It has the descriptor that it had, and hears of the binding as if it were new. `other` is closed.
+        """
+        for name in ("_inner", "outer", "peer", "_flows", "_news"):
+            mine, others = getattr(self, name), getattr(other, name)
+            setattr(self, name, others)
+            setattr(other, name, mine)
+        other.close()
+        for destination in tuple(self._flows):
+            self.call(self._sync_flow, destination)
+        self.call(self._tell_acquired)
 
     def receive(self, bufsize: int, flags: int) -> tuple[bytes, SocketAddress]:
         """Wait for the next datagram, cut to `bufsize` bytes. Raises `OSError`, EBADF when it is closed."""
@@ -137,6 +161,15 @@ class KeptSocket:
         if self._background is not None:
             self._background.call(self._sync_flow, destination)
 
+    def check(self) -> None:
+        """See now whether the binding still is so."""
+        self.call(self._check)
+
+    def check_when_quiet(self) -> None:
+        """Do so from now on whenever a stream of datagrams stops: it carries media."""
+        self._checks_when_quiet = True
+        self.call(self._watch_silence)
+
     def close(self) -> None:
         """Wake whoever waits, give everything back, and close. `CLOSE_S` is the longest that it takes."""
         if self.is_inherited:
@@ -149,12 +182,12 @@ class KeptSocket:
         self.has_answer.set()
         if self._background is not None:
             self._background.call(self._background.leave, self)
-            self._is_over.wait(CLOSE_S)
+            self.is_over.wait(CLOSE_S)
         self._close_sockets()
 
     def abandon(self) -> None:
         """Close without waiting: for `__del__`, which may come in any thread, whatever that one holds."""
-        if self.is_inherited or self._is_over.is_set():
+        if self.is_inherited or self.is_over.is_set():
             self._close_sockets()
         elif self._background is None:
             self.end()
@@ -176,9 +209,12 @@ class KeptSocket:
 
     def deliver(self, data: bytes, source: Endpoint) -> None:
         """Hand the program a datagram; where no more fits in, it is lost, as with a kernel's buffer."""
-        if self.peer is None or source == self.peer:
+        if self.peer is not None and source != self.peer:
+            return
+        changed = data if self.on_datagram is None else self.on_datagram(data, source)
+        if changed is not None:
             with suppress(OSError):
-                self._inner.send(self._header.pack(source) + data)
+                self._inner.send(self._header.pack(source) + changed)
 
     def deliver_without_binding(self, data: bytes, source: Endpoint) -> None:
         """The same, but for late answers to those who looked for a binding and have left."""
@@ -188,6 +224,8 @@ class KeptSocket:
 
     def tell(self, change: BindingChange) -> None:
         """Tell every reader of a change."""
+        if self.on_change is not None:
+            self.on_change(change)
         with self._news_lock:
             for news in self._news:
                 if news.qsize() >= MOST_CHANGES:
@@ -198,11 +236,10 @@ class KeptSocket:
     def succeed(self, live: LiveBinding) -> None:
         """There is a binding."""
         self.live = live
+        self._watch_silence()
         for destination, kind in tuple(self._flows.items()):
             live.keep_open(destination, kind)
-        if (binding := live.snapshot) is not None:
-            reason = "; ".join(binding.reachability.evidence)
-            self.tell(BindingChange(ChangeKind.ACQUIRED, binding, None, reason))
+        self._tell_acquired()
         self.has_answer.set()
 
     def fail(self, error: BindingError) -> None:
@@ -214,15 +251,30 @@ class KeptSocket:
 
     def stay(self) -> None:
         """Everything is given back, as the interpreter ends; threads that still run see no change."""
-        self._is_over.set()
+        self.is_over.set()
 
     def end(self) -> None:
         """Everything is given back, and closed."""
         self.live = None
+        if self.on_change is not None:
+            self.on_change(None)
         self._close_sockets()
         self._end_news()
         self.has_answer.set()
-        self._is_over.set()
+        self.is_over.set()
+
+    def _check(self) -> None:
+        if self.live is not None:
+            self.live.check()
+
+    def _watch_silence(self) -> None:
+        if self.live is not None and self._checks_when_quiet:
+            self.live.check_when_quiet()
+
+    def _tell_acquired(self) -> None:
+        if self.live is not None and (binding := self.live.snapshot) is not None:
+            reason = "; ".join(binding.reachability.evidence)
+            self.tell(BindingChange(ChangeKind.ACQUIRED, binding, None, reason))
 
     def _sync_flow(self, destination: Endpoint) -> None:
         if self.live is None:

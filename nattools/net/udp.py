@@ -342,9 +342,11 @@ async def open_consecutive(
     )
 
 
-def unbound_socket(family: int) -> socket.socket:
-    """A UDP socket as the socket module makes it, for who binds it later. Raises `OSError`."""
-    return socket.socket(family, socket.SOCK_DGRAM)
+def unbound_socket(
+    family: int, kind: int = socket.SOCK_DGRAM, protocol: int = 0, fileno: int | None = None
+) -> socket.socket:
+    """A socket as the socket module makes it, for who binds it later. Raises `OSError`."""
+    return socket.socket(family, kind, protocol, fileno)
 
 
 def datagram_pair() -> tuple[socket.socket, socket.socket]:

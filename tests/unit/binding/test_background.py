@@ -192,6 +192,58 @@ def test_a_reader_that_does_not_read_misses_the_oldest_changes() -> None:
     assert reasons == list(range(10, background.MOST_CHANGES + 10))
 
 
+def kept_socket(*, port: int | None = None) -> background.KeptSocket:
+    """One without a binding; bound, and looked after, if it is given a port."""
+    kept = background.KeptSocket(socket.AF_INET, NO_WAY)
+    if port is not None:
+        kept.real.bind(("127.0.0.1", port))
+        kept.start()
+    return kept
+
+
+def test_a_socket_that_stands_in_for_another_begins_with_what_comes_then() -> None:
+    peer = Endpoint.of("127.0.0.1", 9)
+    held, unbound = kept_socket(port=0), kept_socket()
+    changes, descriptor = unbound.changes(), unbound.outer.fileno()
+    held.deliver(b"too early", peer)
+    held.stand_in_for(unbound)
+    assert held.outer.fileno() == descriptor
+    held.deliver(b"in time", peer)
+    assert held.receive(16, 0) == (b"in time", ("127.0.0.1", 9))
+    held.tell(BindingChange(ChangeKind.LOST, None, None, "told to who read the other"))
+    assert in_time(lambda: next(changes)).kind is ChangeKind.LOST
+    with pytest.raises(OSError):
+        unbound.receive(16, 0)
+    held.close()
+    assert in_time(lambda: list(changes)) == []
+
+
+def test_what_comes_can_be_changed_or_kept_from_the_program() -> None:
+    peer = Endpoint.of("127.0.0.1", 9)
+    kept = kept_socket()
+    kept.on_datagram = lambda data, source: None if data == b"mine" else data + b" from %d" % source.port
+    for data in (b"mine", b"yours"):
+        kept.deliver(data, peer)
+    assert kept.receive(16, 0) == (b"yours from 9", ("127.0.0.1", 9))
+    kept.close()
+
+
+def test_who_hears_of_changes_hears_of_the_end_while_the_port_is_still_taken() -> None:
+    heard: list[bool] = []
+    kept = kept_socket(port=0)
+    address = kept.real.getsockname()
+
+    def hear(change: BindingChange | None) -> None:
+        if change is None:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other, pytest.raises(OSError):
+                other.bind(address)
+            heard.append(True)
+
+    kept.on_change = hear
+    kept.close()
+    assert heard == [True]
+
+
 def run_program(text: str, *options: str) -> subprocess.CompletedProcess[str]:
     """Run a program in a process of its own; it must end by itself."""
     return subprocess.run(

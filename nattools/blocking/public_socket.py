@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Self, Unpack, cast, overload
 
@@ -69,6 +70,7 @@ class PublicSocket:
         self._is_closed = False
         self._peer: SocketAddress | None = None
         self._local_ip: IPAddress | None = None
+        self._on_change: Callable[[BindingChange], None] | None = None
         self._is_told = False
         self._kept = KeptSocket(family, settings)
         self.settimeout(socket.getdefaulttimeout())
@@ -95,8 +97,7 @@ class PublicSocket:
         self._check()
         with self._lock:
             self._check()
-            self._kept.real.bind(address)
-            self._kept.start()
+            self._bind(address)
 
     def connect(self, address: SocketAddress) -> None:
         """Take datagrams from `address` alone, and have `send` send there. Raises `OSError`.
@@ -125,8 +126,7 @@ class PublicSocket:
     def sendto(self, data: Data, *flags_and_address: object) -> int:
         """Send one datagram; returns how many bytes it has. Raises `OSError`."""
         self._bind_if_needed()
-        send: Callable[..., int] = self._kept.real.sendto
-        return send(data, *flags_and_address)
+        return self._transmit(data, *flags_and_address)
 
     def send(self, data: Data, flags: int = 0) -> int:
         """Send one datagram to where the socket is connected. Raises `OSError`."""
@@ -299,16 +299,16 @@ class PublicSocket:
 
         It has a thread of its own, so it may wait for answers and close the socket.
         """
-        return self._kept.on_change
+        return self._on_change
 
     @on_change.setter
     def on_change(self, on_change: Callable[[BindingChange], None] | None) -> None:
         self._check()
         with self._lock:
-            self._kept.on_change = on_change
+            self._on_change = on_change
             if on_change is not None and not self._is_told:
                 self._is_told = True
-                news = (self._kept, self._kept.changes())
+                news = (weakref.ref(self), self._kept.changes())
                 threading.Thread(target=_tell, args=news, name="nattools news", daemon=True).start()
 
     def changes(self) -> Iterator[BindingChange]:
@@ -326,6 +326,14 @@ class PublicSocket:
         self._check()
         self._kept.let_go(destination)
 
+    def _bind(self, address: SocketAddress) -> None:
+        self._kept.real.bind(address)
+        self._kept.start()
+
+    def _transmit(self, data: Data, *flags_and_address: object) -> int:
+        send: Callable[..., int] = self._kept.real.sendto
+        return send(data, *flags_and_address)
+
     def _check(self) -> None:
         if self._kept.is_inherited:
             raise OSError(errno.EBADF, "this public socket stayed with the process that forked: open another")
@@ -337,15 +345,18 @@ class PublicSocket:
         if not self._kept.is_started:
             with self._lock:
                 self._check()
-                if not self._kept.is_started:
-                    if not self._kept.real.getsockname()[1]:
-                        self._kept.real.bind(("", 0))
+                if not self._kept.real.getsockname()[1]:
+                    self._bind(("", 0))
+                elif not self._kept.is_started:  # a bind had no thread to begin with
                     self._kept.start()
 
 
-def _tell(kept: KeptSocket, changes: Iterator[BindingChange]) -> None:
+def _tell(told: weakref.ref[PublicSocket], changes: Iterator[BindingChange]) -> None:
     for change in changes:
-        if (on_change := kept.on_change) is not None:
+        sock = told()
+        on_change = None if sock is None else sock.on_change
+        del sock  # nothing but its program keeps it
+        if on_change is not None:
             try:
                 on_change(change)
             except Exception:  # noqa: BLE001 - the program's own; the next change must be told as well
