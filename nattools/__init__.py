@@ -23,6 +23,8 @@ from nattools.errors import (
 )
 
 if TYPE_CHECKING:
+    from nattools import blocking as blocking
+    from nattools import sip as sip
     from nattools.binding.keeper import open_binding
     from nattools.binding.model import PublicBinding
     from nattools.mapping.client import MappingClient
@@ -76,8 +78,13 @@ _LOADED_ON_USE = {
     "open_binding": "nattools.binding.keeper",
 }
 
+_ROOMS_WITH_NAMES = frozenset({"blocking", "sip"})
+"""Whose own names are public: `nattools.sip.SipMessage` needs no other import than `nattools`."""
+
 
 def __getattr__(name: str) -> object:
+    if name in _ROOMS_WITH_NAMES:
+        return import_module(f"nattools.{name}")
     if name not in _LOADED_ON_USE:
         raise AttributeError(f"module 'nattools' has no attribute {name!r}")
     value: object = getattr(import_module(_LOADED_ON_USE[name]), name)

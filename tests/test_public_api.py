@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,6 +56,12 @@ def test_there_are_few_names_at_the_front_door() -> None:
     names = getattr(nattools, "__all__", [])
     assert len(names) <= MOST_NAMES
     assert all(hasattr(nattools, name) for name in names)
+
+
+@pytest.mark.parametrize("name", ["sip.SipMessage", "sip.Rewriter", "blocking.PublicSocket", "Endpoint"])
+def test_a_room_with_names_of_its_own_needs_no_import_of_its_own(name: str) -> None:
+    program = f"import nattools; nattools.{name}"
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, cwd=PACKAGE.parent)
 
 
 @pytest.mark.parametrize(
