@@ -268,11 +268,12 @@ class Signalling:
         now = time.monotonic()
         with self._lock:
             assert self._machines is not None, "only what was told can change"
+            is_at = self._machines.rewriter.public_for(self._flows.latest_server)  # perhaps learned meanwhile
             for kept, was_at in moved.items():
                 if kept is not self._kept:
                     self._machines.renewal.media_changed(was_at, now=now)
-                elif kept in self._bindings:
-                    self._machines.renewal.binding_changed(was_at, self._bindings[kept].public, now=now)
+                elif kept in self._bindings and is_at is not None:
+                    self._machines.renewal.binding_changed(was_at, is_at, now=now)
         self._pump()
 
     def _pump(self) -> None:
@@ -288,7 +289,9 @@ class Signalling:
             while (event := rewriter.next_event()) is not None:
                 events.append(event)
                 if isinstance(event, Learned):
-                    renewal.binding_changed(event.previous, event.endpoint, now=time.monotonic())
+                    renewal.binding_changed(
+                        event.previous, event.endpoint, server=event.server, now=time.monotonic()
+                    )
             transmits = [(t, rewriter.outgoing(t.data, t.destination)) for t in renewal.transmits()]
             while (news := renewal.next_event()) is not None:
                 events.append(news)

@@ -47,6 +47,8 @@ class Call:
     busy_until: float = float("-inf")
     """Until then an INVITE of either side may be under way, and no other may be sent (RFC 3261 §14.1)."""
     is_over: bool = False
+    acknowledged_at: float = float("inf")
+    """When an ACK of the other side first showed that it knows the dialog that the phone has answered."""
     heard: tuple[bytes, ...] = ()
     """The addresses in the other side's last description."""
     offers: dict[int, Body] = field(default_factory=dict)
@@ -102,6 +104,10 @@ class Call:
         if method == "INVITE":
             self.busy_until = float("-inf")
             self.is_over |= all(dialog.is_early for dialog in self.dialogs.values())
+
+    def forget(self, dialog: Dialog) -> None:
+        """The other side does not know that dialog (any more)."""
+        self.dialogs = {tag: other for tag, other in self.dialogs.items() if other is not dialog}
 
     @staticmethod
     def refresh(dialog: Dialog, message: SipMessage) -> None:
@@ -169,6 +175,8 @@ class Calls:
         if status_code >= 200:
             self._asked.pop(key, None)
         call = None if tag is None else self._calls.get((response.call_id, tag))
+        if asked is None and call is not None and not call.is_caller and call.invite.cseq == response.cseq:
+            asked = call.invite, call.peer  # which rings while many others have come
         if tag is None or asked is None or status_code <= 100:
             return
         request, source = asked
@@ -195,7 +203,8 @@ class Calls:
         if (response.status_code or 0) < 200:
             call.busy_until = now + RINGING_S
             return
-        # The ACK may be lost on its way here. A peer that has no 2xx yet answers 491, which is tried again.
+        # The ACK may be lost on its way here. A peer that has no 2xx yet answers 491, or 481 where it has had
+        # no response at all: both are tried again.
         call.busy_until = now + T1_S
         _note_timer(call, response, is_own=False)
         if remote in call.dialogs:
@@ -228,6 +237,7 @@ class Calls:
             call.busy_until = now + TIMEOUT_S
         elif method == "ACK":
             call.busy_until = float("-inf")
+            call.acknowledged_at = min(call.acknowledged_at, now)
         elif method == "PRACK":
             call.has_answer = call.body is not None and bool(call.heard)
         elif method == "BYE":

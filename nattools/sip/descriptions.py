@@ -134,7 +134,7 @@ class Descriptions:
         events: list[MediaUnbound | Unedited] = []
         edited: list[tuple[Part, list[media.Edit]]] = []
         for part in sdp_parts(message):
-            if not is_signed and (edit := self._usual(message.data, part.span, call_id)) is not None:
+            if not is_signed and (edit := self._usual(message, part.span, call_id)) is not None:
                 if part.lengths:
                     edited.append((part, [edit]))
                 else:
@@ -150,7 +150,8 @@ class Descriptions:
                 if moves or any(self._own_ports(description)):
                     return [*events, Unedited(_SIGNED)]
                 continue
-            edits = self._origin_edits(call_id, description, moves, told) + media.edits(description, moves)
+            edits = self._origin_edits(message, call_id, description, moves, told)
+            edits += media.edits(description, moves)
             edited.append((part, edits))
             moved = [move.stream.rtp for move in moves]
             left = tuple(port for port in self._own_ports(description) if port.local not in moved)
@@ -160,11 +161,12 @@ class Descriptions:
             edit_parts(message, edited)
         return events
 
-    def _usual(self, data: bytes, span: Span, call_id: bytes) -> media.Edit | None:
+    def _usual(self, message: SipMessage, span: Span, call_id: bytes) -> media.Edit | None:
         """What all below makes of a description of the usual form, in one edit; None for any other form.
 
         Most descriptions of phones have it, and reading it at one glance takes a third of the time.
         """
+        data = message.data
         match = _USUAL.match(data, *span)
         if match is None:
             return None
@@ -183,7 +185,9 @@ class Descriptions:
             if not _is_one_above(rtcp.public, public) or rtcp.local_words != address:
                 return None
         version = int(version_text)
-        sent_version, ip = self._origins.next((call_id, session_id), version, (public,), public.ip)
+        sent_version, ip = self._origins.next(
+            (call_id, session_id), version, (public,), public.ip, message=_transaction(message)
+        )
         pieces = (
             version_text if sent_version == version else b"%d" % sent_version,
             data[match.end(2) : match.start(3)],
@@ -197,6 +201,7 @@ class Descriptions:
 
     def _origin_edits(
         self,
+        message: SipMessage,
         call_id: bytes,
         description: SessionDescription,
         moves: list[media.Move],
@@ -214,7 +219,7 @@ class Descriptions:
             ip = moves[0].rtp.ip if moves else told.ip if told else None
         if not moves and ip is None and key not in self._origins:
             return []
-        version, ip = self._origins.next(key, origin.version, sent, ip)
+        version, ip = self._origins.next(key, origin.version, sent, ip, message=_transaction(message))
         return media.origin_edits(origin, version=version, ip=ip)
 
     def _own_ports(self, description: SessionDescription) -> Iterator[MediaPort]:
@@ -228,6 +233,11 @@ class Descriptions:
         if words is None or (local.ip != words.bound.local.ip and not self._where.is_own(local.ip)):
             return None
         return public_of(words.bound)
+
+
+def _transaction(message: SipMessage) -> tuple[bool, bytes]:
+    """By what a message of a call is known when it is sent again: its CSeq, and which of the two it is."""
+    return message.is_request, message.first_value("cseq")
 
 
 def _is_one_above(rtcp: Endpoint | None, rtp: Endpoint) -> bool:

@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
+from math import floor
 
 from nattools.errors import AuthenticationError, DecodeError
 from nattools.machine import Entropy
@@ -366,7 +367,7 @@ class DigestServer:
 
     def challenges(self, *, now: float, stale: bool = False) -> list[tuple[str, bytes]]:
         """The headers of a 401, or 407: one nonce, once for each algorithm, best first (RFC 8760 §2.3)."""
-        made = round(now * 1000).to_bytes(8, "big", signed=True) + self._entropy(8)
+        made = floor(now * 1000).to_bytes(8, "big", signed=True) + self._entropy(8)
         nonce = base64.urlsafe_b64encode(made + self._seal(made)).decode().rstrip("=")
         name = "Proxy-Authenticate" if self._is_proxy else "WWW-Authenticate"
         params = [f"realm={_quote(self._realm)}", f'nonce="{nonce}"']

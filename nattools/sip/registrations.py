@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from nattools.endpoint import Endpoint
@@ -18,14 +18,15 @@ from nattools.sip.uri import SIP_PORT
 _MOST_REGISTRATIONS = 32
 _MOST_ASKED = 64
 _MOST_CALL_IDS = 64
-_MOST_STALE = 4
+_MOST_STALE = 8
 
 
 @dataclass(slots=True)
 class Registration:
     """One address-of-record at one registrar: the REGISTER that was accepted last, in the phone's own words.
 
-    `stale` are public endpoints under which the registrar may still have the phone, and should not.
+    `stale` are public endpoints under which the registrar may still have the phone, and should not. One may
+    come back: a REGISTER that arrived late, behind the one that removed it.
     """
 
     request: SipMessage
@@ -54,12 +55,6 @@ class Registration:
         """Whether its credentials, if it has any, can be sent once more."""
         return all(is_reusable(value) for _, value in copied_fields(self.request, CREDENTIALS))
 
-    def moved(self, old: Endpoint | None, new: Endpoint) -> None:
-        """Note that the phone is to be reached at `new`, and no longer at `old`."""
-        if old is not None and old not in self.stale:
-            self.stale.append(old)
-        self.stale = [endpoint for endpoint in self.stale if endpoint != new][-_MOST_STALE:]
-
 
 class Registrations:
     """All registrations of a phone, and the CSeq numbers of its REGISTERs."""
@@ -68,10 +63,27 @@ class Registrations:
         self._accepted: OrderedDict[tuple[bytes, bytes], Registration] = OrderedDict()
         self._asked: OrderedDict[tuple[bytes, int], tuple[SipMessage, Endpoint]] = OrderedDict()
         self._shifts: OrderedDict[bytes, CSeqShift] = OrderedDict()
+        self._left: list[Endpoint] = []  # where the phone was, the latest
 
-    def __iter__(self) -> Iterator[Registration]:
-        """Those that hold."""
-        return iter(list(self._accepted.values()))
+    def moved(self, old: Endpoint | None, new: Endpoint, server: Endpoint | None) -> list[Registration]:
+        """Note that the phone is to be reached at `new`, and no longer at `old`: the registrations to renew.
+
+        They are those at `server`, or all where it is None.
+        """
+        concerned = [it for it in self._accepted.values() if server in (None, it.destination)]
+        for registration in concerned:
+            registration.stale = _after_move(registration.stale, old, new)
+        if server is None or concerned:
+            self._left = _after_move(self._left, old, new)
+        return concerned
+
+    def cleared(self, registration: Registration, response: SipMessage) -> None:
+        """Note the 2xx to a REGISTER that was to remove all that is stale: left is what it did not know of.
+
+        What it could not remove is left there, or it would be asked to for ever.
+        """
+        asked = registration.stale
+        registration.stale = [it for it in _listed(response, self._left) if it not in asked]
 
     def sent(self, request: SipMessage, destination: Endpoint) -> tuple[int, Registration | None]:
         """Note a REGISTER of the phone: the CSeq number to send it by, and the registration that it ends."""
@@ -102,10 +114,24 @@ class Registrations:
         key = _key(request)
         before = self._accepted.pop(key, None)
         stale = [] if before is None else before.stale
+        stale += [it for it in _listed(response, self._left) if it not in stale]
         registration = self._accepted[key] = Registration(request, destination, shift, stale)
         while len(self._accepted) > _MOST_REGISTRATIONS:
             self._accepted.popitem(last=False)
         return number, registration
+
+
+def _listed(response: SipMessage, endpoints: list[Endpoint]) -> list[Endpoint]:
+    """Those of `endpoints` that a registrar still has a Contact at; none where it cannot be read."""
+    with suppress(DecodeError):
+        return [endpoint for endpoint in endpoints if own_contacts(response, endpoint)]
+    return []
+
+
+def _after_move(endpoints: list[Endpoint], old: Endpoint | None, new: Endpoint) -> list[Endpoint]:
+    """The public endpoints of before, after one more move."""
+    others = [endpoint for endpoint in endpoints if endpoint not in (old, new)]
+    return [*others, *([] if old in (None, new) else [old])][-_MOST_STALE:]
 
 
 def _number(message: SipMessage) -> int:

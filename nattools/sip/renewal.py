@@ -26,12 +26,13 @@ from nattools.sip.headers import compose_via
 from nattools.sip.message import SipMessage, compose_response
 from nattools.sip.registrations import Registration, Registrations
 from nattools.sip.sdp import SessionDescription
-from nattools.sip.transaction import ClientTransaction
+from nattools.sip.transaction import TIMEOUT_S, ClientTransaction
 
 SETTLE_S = 0.1
 """So long calls wait after a change for those of their other sockets, to tell all in one re-INVITE."""
 _MOST_TRIES = 5
 _LONGEST_RETRY_AFTER_S = 10
+_LONGEST_PENDING_S = 1.25 * TIMEOUT_S
 _MOST_EVENTS = 64
 _MOST_RUNNING = 256
 _MOST_REFUSED = 32
@@ -82,6 +83,10 @@ class NotRenewed:
 RenewalEvent = Registered | CallMoved | NeedsPhone | NotRenewed
 
 
+_InviteKey = tuple[bytes | None, bytes, int]
+"""An INVITE of the other side, and the ACK of its refusal, by branch, Call-ID and CSeq number."""
+
+
 class _Move(NamedTuple):
     """A dialog that must be told where the phone is, and by which request."""
 
@@ -93,10 +98,11 @@ class _Move(NamedTuple):
 class _Errand:
     """One thing that must be told, over all the requests that it takes."""
 
-    __slots__ = ("about", "is_dropped", "retry_at", "tries")
+    __slots__ = ("about", "began_at", "is_dropped", "retry_at", "tries")
 
-    def __init__(self, about: Registration | _Move) -> None:
+    def __init__(self, about: Registration | _Move, now: float) -> None:
         self.about = about
+        self.began_at = now
         self.tries = 0
         self.retry_at: float | None = None
         self.is_dropped = False
@@ -112,6 +118,11 @@ class _Errand:
     @property
     def call_id(self) -> bytes:
         return self.about.call.call_id if isinstance(self.about, _Move) else self.about.request.call_id
+
+    @property
+    def peer(self) -> Endpoint:
+        """Whom the phone sends its own messages about it to."""
+        return self.about.call.peer if isinstance(self.about, _Move) else self.about.destination
 
     @property
     def destination(self) -> Endpoint:
@@ -158,7 +169,7 @@ class Renewal:
         self._moves: dict[tuple[bytes, bytes], tuple[Call, float]] = {}  # what to tell, and from when on
         self._errands: list[_Errand] = []
         self._running: dict[bytes, _Running] = {}
-        self._refused: dict[bytes, bytes] = {}  # our 491, by the branch of what it answers
+        self._refused: dict[_InviteKey, bytes] = {}  # our 491 to it
         self._outbox: list[Transmit] = []
         self._events: deque[RenewalEvent] = deque(maxlen=_MOST_EVENTS)
 
@@ -203,19 +214,23 @@ class Renewal:
 
     # What the driver tells
 
-    def binding_changed(self, old: Endpoint | None, new: Endpoint, *, now: float) -> None:
+    def binding_changed(
+        self, old: Endpoint | None, new: Endpoint, *, now: float, server: Endpoint | None = None
+    ) -> None:
         """The phone's SIP socket is at `new` now, and no longer at `old`, the public endpoint written before.
 
         Registers at once, and tells the calls after `SETTLE_S`. What was being told is told anew: its
-        answer would go to the old endpoint.
+        answer would go to the old endpoint. With `server` only what is sent there is concerned: it alone is
+        known to see the socket at `new` (`Learned`), and all others go on with what they were told.
         """
         for errand in list(self._errands):
-            self._drop(errand, now)
-        for registration in self._registrations:
-            registration.moved(old, new)
+            if server in (None, errand.peer):
+                self._drop(errand, now)
+        for registration in self._registrations.moved(old, new, server):
             self._begin(registration, now)
         for call in self._calls:
-            self._must_tell(call, now)
+            if server in (None, call.peer):
+                self._must_tell(call, now)
         self._start_moves(now)
 
     def media_changed(self, local: Endpoint | None = None, *, now: float) -> None:
@@ -273,13 +288,14 @@ class Renewal:
 
     def _refuses(self, request: SipMessage, source: Endpoint) -> bool:
         """Answer an INVITE of the other side by 491 while ours is under way, and take the ACK of that."""
-        branch = request.branch or b""
-        if request.method == "INVITE" and branch not in self._refused and self._is_telling(request):
+        number = request.cseq
+        key = request.branch, request.call_id, -1 if number is None else number[0]
+        if request.method == "INVITE" and key not in self._refused and self._is_telling(request):
             tag = self._entropy(4).hex()
-            self._refused[branch] = compose_response(request, 491, "Request Pending", to_tag=tag)
+            self._refused[key] = compose_response(request, 491, "Request Pending", to_tag=tag)
             while len(self._refused) > _MOST_REFUSED:
                 del self._refused[next(iter(self._refused))]
-        answer = self._refused.get(branch)
+        answer = self._refused.get(key)
         if answer is not None and request.method == "INVITE":
             self._outbox.append(Transmit(answer, source))
         return answer is not None and request.method in ("INVITE", "ACK")
@@ -318,7 +334,7 @@ class Renewal:
         return any(errand.move is not None and errand.move.call is call for errand in self._errands)
 
     def _begin(self, about: Registration | _Move, now: float) -> None:
-        errand = _Errand(about)
+        errand = _Errand(about, now)
         self._errands.append(errand)
         self._send(errand, [], now)
 
@@ -382,9 +398,11 @@ class Renewal:
             self._send_ack(running, move)
 
     def _send_ack(self, running: _Running, move: _Move) -> None:
-        if running.ack is None:
-            running.ack = self._compose_ack(running, move)
-        self._outbox.append(running.ack)
+        """Send it; to a target that no request can be sent to there is none, and the peer ends the call."""
+        with suppress(DecodeError, EncodeError):
+            if running.ack is None:
+                running.ack = self._compose_ack(running, move)
+            self._outbox.append(running.ack)
 
     def _compose_ack(self, running: _Running, move: _Move) -> Transmit:
         cseq = running.transaction.request.cseq
@@ -398,30 +416,40 @@ class Renewal:
         errand, status_code = running.errand, response.status_code or 0
         if status_code < 300:
             self._errands.remove(errand)
-            self._events.append(self._success(errand, response))
+            self._succeed(errand, response, now)
         elif status_code in (401, 407):
             self._challenged(running, response, now)
-        elif errand.tries < _MOST_TRIES and (wait_s := self._wait_s(errand, response)) is not None:
+        elif (wait_s := self._wait_s(errand, response, now)) is not None:
             errand.retry_at = now + wait_s
         else:
             reason = response.reason.decode("utf-8", "replace")
+            if status_code == 481 and errand.move is not None:
+                errand.move.call.forget(errand.move.dialog)
             self._fail(errand, f"it was refused: {status_code} {reason}", status_code)
 
-    def _success(self, errand: _Errand, response: SipMessage) -> RenewalEvent:
+    def _succeed(self, errand: _Errand, response: SipMessage, now: float) -> None:
         if isinstance(errand.about, _Move):
-            return CallMoved(errand.call_id, errand.about.call.hears(response))
-        errand.about.stale.clear()
-        return Registered(errand.about.address_of_record, errand.about.destination)
+            self._events.append(CallMoved(errand.call_id, errand.about.call.hears(response)))
+            return
+        self._events.append(Registered(errand.about.address_of_record, errand.about.destination))
+        self._registrations.cleared(errand.about, response)
+        self._remove_stale(errand.about, now)
 
-    def _wait_s(self, errand: _Errand, response: SipMessage) -> float | None:
+    def _wait_s(self, errand: _Errand, response: SipMessage, now: float) -> float | None:
         """How long to wait before the next try; None where there should be none.
 
         After 491 whoever made the Call-ID waits longer, so that both do not try again at once (RFC 3261
-        §14.1).
+        §14.1). An INVITE of the other side that went to the old endpoint is under way until it times out, so
+        that it is tried for longer than that, ever less often.
         """
-        if response.status_code == 491 and errand.move is not None:
+        if errand.move is not None and _is_too_early(errand.move.call, errand.began_at, response):
+            if now >= errand.began_at + _LONGEST_PENDING_S:
+                return None
             chance = int.from_bytes(self._entropy(2), "big")
-            return 2.1 + chance % 191 / 100 if errand.move.call.is_caller else chance % 201 / 100
+            least_s, most_s = (2.1, 4.0) if errand.move.call.is_caller else (0.0, 2.0)
+            return least_s + (most_s - least_s) * chance / 0xFFFF + (errand.tries - 1) / 2
+        if errand.tries >= _MOST_TRIES:
+            return None
         after = response.value(response.header("retry-after")).split(b";")[0].split(b"(")[0].strip()
         if after.isdigit() and len(after) <= 2 and int(after) <= _LONGEST_RETRY_AFTER_S:
             return float(int(after))
@@ -440,17 +468,12 @@ class Renewal:
                 self._send(errand, self._digest.headers(request.method, uri, request.body), now)
                 return
         self._errands.remove(errand)
-        self._events.append(NeedsPhone(errand.method, errand.call_id, self._peer(errand), reason))
+        self._events.append(NeedsPhone(errand.method, errand.call_id, errand.peer, reason))
 
     def _fail(self, errand: _Errand, reason: str, status_code: int | None = None) -> None:
         if errand in self._errands:
             self._errands.remove(errand)
-            call_id, peer = errand.call_id, self._peer(errand)
-            self._events.append(NotRenewed(errand.method, call_id, peer, reason, status_code))
-
-    @staticmethod
-    def _peer(errand: _Errand) -> Endpoint:
-        return errand.about.call.peer if isinstance(errand.about, _Move) else errand.about.destination
+            self._events.append(NotRenewed(errand.method, errand.call_id, errand.peer, reason, status_code))
 
     # What is no longer told
 
@@ -481,6 +504,12 @@ class Renewal:
         can_authenticate = self._digest is not None or registration.is_repeatable
         if can_authenticate and not any(errand.move is None for errand in self._errands):
             self._begin(registration, now)
+
+
+def _is_too_early(call: Call, began_at: float, refusal: SipMessage) -> bool:
+    """Whether the other side is busy with another INVITE, or had not the phone's answer to its own then."""
+    is_unanswered = not call.is_caller and began_at <= call.acknowledged_at
+    return refusal.status_code == 491 or (refusal.status_code == 481 and is_unanswered)
 
 
 def _renumber(message: SipMessage, name: str, number: int | None) -> None:

@@ -174,25 +174,29 @@ class SessionDescription:
             raise DecodeError(f"a session description begins with v=, not with {show(data[start:end])}")
         self.connections, self.connection, self._origin = (), None, None
         media: list[Media] = []
+        described: Media | SessionDescription = self
+        connections: list[Connection] = []  # of what is being described
         for match in LINES.finditer(data, start, end):
             kind = match.lastindex
             if kind == MEDIA:
                 if media:
                     media[-1]._end = match.start() + 1
-                media.append(Media(match, self))
+                described.connections, connections = tuple(connections), []
+                described = Media(match, self)
+                media.append(described)
             elif kind == UNREADABLE:
                 line = data[match.start() + 1 : end].split(b"\n", 1)[0]
                 raise DecodeError(f"{show(line)} is no line of a session description")
             elif kind == CONNECTION:
-                described = media[-1] if media else self
-                described.connections += (Connection(match),)
-                described.connection = described.connections[0]
+                connections.append(Connection(match))
+                described.connection = connections[0]
             elif kind == ORIGIN:
                 self._origin = self._origin or (Origin(match) if not media else None)
             elif media and kind == RTCP_MUX:
                 media[-1].is_rtcp_mux = True
             elif media and media[-1].rtcp is None:
                 media[-1].rtcp = Rtcp(match)
+        described.connections = tuple(connections)
         self.media = tuple(media)
         return self
 

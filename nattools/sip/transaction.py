@@ -19,15 +19,20 @@ _REPEATED_IN_ACK = ("call-id", "from", "route", "authorization", "proxy-authoriz
 
 
 class ClientTransaction:
-    """One request over UDP: when it is sent again, which responses are its own, and the ACK of a refusal.
+    """One request: when it is sent again, which responses are its own, and the ACK of a refusal.
 
     Its driver gives it the responses that bear its branch. The first final one ends it; of an INVITE every
     further 2xx comes out as well, since each wants an ACK, which is the driver's to send (RFC 3261
     §13.2.2.4).
     """
 
-    def __init__(self, request: bytes, destination: Endpoint, *, now: float) -> None:
-        """Make the request ready to be sent at once. Raises `DecodeError` when it has no branch."""
+    def __init__(
+        self, request: bytes, destination: Endpoint, *, now: float, is_reliable: bool = False
+    ) -> None:
+        """Make the request ready to be sent at once, and over UDP again; a stream `is_reliable`.
+
+        Raises `DecodeError` when it has no branch.
+        """
         self.request = SipMessage.parse(request)
         branch = self.request.branch
         if branch is None:
@@ -45,6 +50,8 @@ class ClientTransaction:
         self.has_timed_out = False
         """Whether it ended without a final response."""
         self.handle_timeout(now=now)
+        if is_reliable:
+            self._due = None
 
     @property
     def is_over(self) -> bool:

@@ -14,6 +14,7 @@ from nattools.sip.uri import SipUri
 _MOST_PUBLISHED = 16
 _MOST_FORMER = 4
 _MOST_REMEMBERED = 256
+_LONGEST_REMEMBERED = 64
 
 
 class Bound(Protocol):
@@ -113,6 +114,8 @@ class Whereabouts:
                 known = Known(self.public, is_local)  # the very object, so that it is told by `is`
             elif is_local or endpoint in self._published:
                 known = Known(endpoint, is_local)
+        if len(text) > _LONGEST_REMEMBERED:
+            return known
         if len(self._remembered) >= _MOST_REMEMBERED:
             self._remembered.clear()
         self._remembered[key] = known

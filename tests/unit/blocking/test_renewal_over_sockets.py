@@ -103,6 +103,19 @@ def test_the_registrar_learns_of_a_change_without_the_phone(server: socket.socke
         assert sock.recv(2048) == b"and then"  # the answer was not the phone's
 
 
+def test_what_a_peer_in_the_same_network_sees_is_no_news_for_the_registrar(server: socket.socket) -> None:
+    with phone_socket(sockets()) as sock, plain_socket() as peer:
+        register(sock, server)
+        sock.sendto(request("OPTIONS", at(sock), call_id="other"), peer.getsockname())
+        asked = next_sip(peer)
+        seen = b";rport=%d;received=127.0.0.1" % at(sock).port
+        answer = response(asked, "200 OK", to_tag="b").replace(b";rport", seen, 1)
+        peer.sendto(answer, sock.getsockname())
+        assert b"200 OK" in sock.recv(2048)
+        sock.sendto(request("OPTIONS", at(sock), cseq=5), server.getsockname())
+        assert next_sip(server).startswith(b"OPTIONS")
+
+
 def test_a_call_goes_on_at_the_new_endpoint_and_its_numbers_stay_in_order(server: socket.socket) -> None:
     phone = sockets()
     with phone_socket(phone) as sock, phone_socket(phone) as media:

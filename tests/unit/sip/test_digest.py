@@ -434,6 +434,7 @@ class TestServer:
             (0.0, 301.0, Verdict.STALE),
             (1e9, 1e9 + 299, Verdict.ACCEPTED),
             (-500.0, -400.0, Verdict.ACCEPTED),  # monotonic seconds have any origin
+            (1000.0006, 1000.0006, Verdict.ACCEPTED),  # answered within the millisecond that it is noted in
             (100.0, 50.0, Verdict.STALE),  # from the future: another run of a server with this key
         ],
     )

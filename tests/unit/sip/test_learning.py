@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 
 from nattools.endpoint import Endpoint
@@ -278,3 +280,14 @@ class TestMemoryIsBounded:
             assert phone.register(LOCAL, at(f"198.51.100.{number + 1}:5060"))
         assert phone.register(LOCAL, at("198.51.100.65:5060")) == []
         assert phone.register(LOCAL, at("198.51.100.1:5060")) != []
+
+    def test_long_hosts_of_strangers_are_not_remembered(self) -> None:
+        phone = Phone()
+        host = b"7" * 4000
+        tracemalloc.start()
+        for number in range(250):
+            stranger = register().replace(b"192.168.0.111", host + b"%d" % number)
+            phone.rewriter.incoming(answer(stranger, SEEN), REGISTRAR)
+        kept_bytes, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert kept_bytes < 250 * len(host) / 2

@@ -121,6 +121,61 @@ class TestRegistration:
         world.run(40)
         assert list(world.registrar.contacts) == [contact(FIRST)]
 
+    def test_what_one_server_sees_is_no_news_for_the_others(self) -> None:
+        world = World()
+        world.register()
+        world.call()
+        world.sent.clear()
+        world.renewal.binding_changed(FIRST, LOCAL, server=PEER, now=world.now)
+        world.run(5)
+        assert [message.method for message in world.sent] == ["INVITE", "ACK"]
+        assert list(world.registrar.contacts) == [contact(FIRST)]
+
+    def test_what_a_server_sees_is_registered_there(self) -> None:
+        world = World()
+        world.register()
+        world.call()
+        world.sent.clear()
+        world.signalling.public = SECOND
+        world.renewal.binding_changed(FIRST, SECOND, server=REGISTRAR, now=world.now)
+        world.run(5)
+        assert [message.method for message in world.sent] == ["REGISTER"]
+        assert list(world.registrar.contacts) == [contact(SECOND)]
+
+    def test_an_old_contact_that_a_late_request_brings_back_is_removed(self) -> None:
+        world = World()
+        world.register()
+        world.move(SECOND)
+        world.run(1)
+        world.registrar.contacts[contact(FIRST)] = 3600
+        world.register(2)
+        world.run(1)
+        assert list(world.registrar.contacts) == [contact(SECOND)]
+
+    def test_one_that_shows_in_the_answer_to_the_next_change_is_removed_at_once(self) -> None:
+        world = World()
+        world.register()
+        world.move(SECOND)
+        world.run(1)
+        world.registrar.contacts[contact(FIRST)] = 3600
+        world.move(THIRD)
+        world.run(1)
+        assert list(world.registrar.contacts) == [contact(THIRD)]
+
+    def test_a_registrar_that_never_forgets_is_asked_once(self) -> None:
+        world = World()
+        world.register()
+        world.move(SECOND)
+        world.run(1)
+        kept = f"<{contact(FIRST)}>;expires=3600, <{contact(SECOND)}>;expires=3600"
+        world.sent.clear()
+        world.registrar.answer = lambda request, *, now: compose_response(  # type: ignore[method-assign]  # one that does not listen
+            request, 200, "OK", [("Contact", kept)]
+        )
+        world.register(2)
+        world.run(100)
+        assert [message.cseq for message in world.sent] == [(3, "REGISTER"), (4, "REGISTER")]
+
     def test_a_registrar_that_wants_to_be_asked_later_is_asked_later(self) -> None:
         world = World()
         world.register()

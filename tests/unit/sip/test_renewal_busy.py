@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from nattools.sip.message import SipMessage, compose_response
-from nattools.sip.renewal import CallMoved
+from nattools.sip.renewal import CallMoved, NotRenewed
 from nattools.sip.sdp import compose_sdp
 from tests.unit.sip.renewal_world import (
     CALL,
@@ -140,6 +142,106 @@ class TestBusyCall:
         bodies = [message.body for message in requests(world, "INVITE")]
         assert [b"TEST2" in body for body in bodies] == [True, False, False, False]
         assert [b"TEST3" in body for body in bodies] == [False, False, True, True]
+
+    @pytest.mark.parametrize("is_caller", [True, False])
+    def test_one_that_went_to_the_old_endpoint_is_waited_for_until_it_times_out(
+        self, is_caller: bool
+    ) -> None:
+        world = established(is_caller=is_caller)
+        world.move()
+        started = world.now
+        while world.now < started + 33:
+            world.peer.refusals = [(491, "")]
+            world.run(0.5)
+        world.peer.refusals.clear()
+        world.run(10)
+        assert world.events == [CallMoved(CALL, has_peer_moved=False)]
+        assert len(requests(world, "INVITE")) < 20
+
+    def test_one_that_never_ends_is_not_waited_for_for_ever(self) -> None:
+        world = established()
+        world.peer.refusals = [(491, "")] * 100
+        world.move()
+        world.run(60)
+        [event] = world.events
+        assert isinstance(event, NotRenewed)
+        assert world.renewal.timeout_at() is not None  # its last transaction
+        world.sent.clear()
+        world.run(60)
+        assert world.sent == []
+
+    @pytest.mark.parametrize("ack_after_s", [None, 0.13])
+    def test_a_caller_that_has_no_answer_yet_does_not_know_the_dialog_yet(
+        self, ack_after_s: float | None
+    ) -> None:
+        world = World()
+        world.peer_sends(incoming_invite())
+        world.run(0.1)
+        headers = [("Contact", f"<sip:alice@{LOCAL}>"), ("Content-Type", "application/sdp")]
+        world.phone_sends(compose_response(world.inbox[-1], 200, "OK", headers, sdp(), to_tag="a"), PEER)
+        world.run(0.5)
+        world.peer.refusals = [(481, "")]
+        world.move()
+        if ack_after_s is not None:  # it gets there before our request is refused
+            world.run(ack_after_s)
+            world.renewal.incoming(incoming("ACK", 20), PEER, now=world.now)
+        world.run(5)
+        assert world.events == [CallMoved(CALL, has_peer_moved=False)]
+
+    @pytest.mark.parametrize("is_caller", [True, False])
+    def test_a_dialog_that_the_other_side_has_left_is_told_nothing_more(self, is_caller: bool) -> None:
+        world = established(is_caller=is_caller)
+        world.peer.refusals = [(481, "")]
+        world.move()
+        world.run(1)
+        [event] = world.events
+        assert isinstance(event, NotRenewed)
+        assert event.status_code == 481
+        world.sent.clear()
+        world.move(THIRD)
+        world.run(40)
+        assert world.sent == []
+
+    def test_two_invites_without_a_branch_are_two(self) -> None:
+        world = established()
+        world.move()
+        world.run(0.11)
+        crossing = incoming("INVITE", 21, body=sdp()).replace(b";branch=z9hG4bKpeerINVITE21", b"")
+        world.peer_sends(crossing)
+        world.run(5)
+        assert world.inbox == []
+        world.peer_sends(crossing.replace(b"21 INVITE", b"22 INVITE"))
+        world.run(0.1)
+        assert [message.cseq for message in world.inbox] == [(22, "INVITE")]
+
+    def test_a_call_that_rings_is_known_whatever_comes_meanwhile(self) -> None:
+        world = World()
+        world.peer_sends(incoming_invite())
+        world.run(0.1)
+        invited = world.inbox[-1]
+        headers = [("Contact", f"<sip:alice@{LOCAL}>")]
+        world.phone_sends(compose_response(invited, 180, "Ringing", headers, to_tag="a"), PEER)
+        for number in range(200):
+            world.peer_sends(incoming_invite().replace(b"Call-ID: call", b"Call-ID: other%d" % number))
+        world.run(0.1)
+        headers.append(("Content-Type", "application/sdp"))
+        world.phone_sends(compose_response(invited, 200, "OK", headers, sdp(), to_tag="a"), PEER)
+        world.peer_sends(incoming("ACK", 20))
+        world.run(0.1)
+        world.move()
+        world.run(5)
+        assert world.events == [CallMoved(CALL, has_peer_moved=False)]
+
+
+def test_a_target_that_cannot_be_written_to_raises_nothing() -> None:
+    world = established()
+    world.move()
+    world.run(0.11)
+    odd = incoming("UPDATE", 21).replace(b"<sip:bob@", b"<sip:b\x1cb@")
+    world.renewal.incoming(odd, PEER, now=world.now)
+    world.move(THIRD)
+    world.run(40)
+    assert all(isinstance(event, NotRenewed) for event in world.events)
 
 
 def test_an_answer_that_makes_no_dialog_is_numbered_back_all_the_same() -> None:

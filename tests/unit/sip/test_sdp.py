@@ -10,6 +10,7 @@ from nattools.endpoint import Endpoint
 from nattools.errors import DecodeError, EncodeError
 from nattools.sip.sdp import Direction, Media, SessionDescription, compose_sdp
 from nattools.sip.uri import Span
+from tests.unit.sip.hostile import DEADLINE_S, HOSTILE_BYTES, within_s
 
 RTP = Endpoint.of("192.168.0.111", 9000)
 
@@ -147,6 +148,13 @@ class TestSession:
     def test_is_refused_where_its_main_lines_make_no_sense(self, data: bytes) -> None:
         with pytest.raises(DecodeError):
             SessionDescription.parse(data)
+
+    def test_many_connections_take_no_long_time(self) -> None:
+        line = b"c=a b c\n"
+        connections = 2 * HOSTILE_BYTES // len(line)
+        with within_s(DEADLINE_S):
+            session = SessionDescription.parse(b"v=0\n" + line * connections)
+        assert len(session.connections) == connections
 
     @pytest.mark.parametrize(
         "hostile",

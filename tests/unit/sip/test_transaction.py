@@ -138,3 +138,10 @@ def test_what_is_abandoned_is_not_sent_again_but_may_be_answered() -> None:
 def test_without_a_branch_there_is_no_transaction() -> None:
     with pytest.raises(DecodeError, match="branch"):
         ClientTransaction(request().replace(b"branch", b"other"), SERVER, now=0)
+
+
+@pytest.mark.parametrize("method", ["INVITE", "REGISTER"])
+def test_over_a_stream_it_is_sent_once(method: str) -> None:
+    transaction = ClientTransaction(request(method), SERVER, now=0, is_reliable=True)
+    assert run(transaction, 100) == [0]
+    assert transaction.has_timed_out
