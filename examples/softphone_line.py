@@ -6,14 +6,17 @@ What it does about NATs is marked with NAT.
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
+import signal
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from softphone_media import Recording
 from softphone_sip import Headers, Request, Session, Transactions, value
 
-from nattools import Endpoint, NatToolsError
+from nattools import DecodeError, Endpoint, NatToolsError
 from nattools.binding.client import LiveBinding
 from nattools.sip import DigestClient, SipMessage, SipUri
 
@@ -32,8 +35,20 @@ class PhoneError(Exception):
 
 
 def tell(*words: object) -> None:
-    """One line for who watches."""
-    print(*words, flush=True)
+    """One line for who watches. When nobody does any more, it is as if they had pressed Ctrl-C."""
+    try:
+        print(*words, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        signal.raise_signal(signal.SIGINT)
+
+
+def read_address(text: str) -> SipUri:
+    """The address of somebody who can be called over UDP. Raises `DecodeError` for anything else."""
+    uri = SipUri.parse(text.encode(errors="replace"))
+    if uri.scheme != "sip" or not uri.user or not uri.host:
+        raise DecodeError(f"{text!r} is no address like sip:alice@example.org")
+    return uri
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +163,7 @@ class Registration:
                 expires_s = int(least)
                 response = await self._line.ask(compose, proxy)
             if response.status_code != 200:
-                raise PhoneError(
-                    f"{self._line.account.domain} does not register us: {status_of(response)}", 1
-                )
+                raise PhoneError(f"{proxy} does not register us: {status_of(response)}", 1)
             self.public = public if expires_s else None
             tell("registered" if expires_s else "unregistered", public)
             return _granted_s(response, public)

@@ -30,6 +30,8 @@ _LATE_S = 0.2
 _DEAF_S = 1.0
 """After so long without its packets, the peer may have begun another stream."""
 _LONGEST_GAP = 60 * RATE_HZ
+_LARGEST = 2**32 - 1 - 36
+"""So many octets a WAV file can say that it has."""
 _HEADER = struct.Struct("!BBHII")
 _BEHIND_NAT = (AddressClass.PRIVATE, AddressClass.SHARED)
 
@@ -61,8 +63,8 @@ def read_tone(path: Path) -> bytes:
                     f"{path} must be 16-bit mono at 8000 Hz: sox {path} -r 8000 -c 1 -b 16 new.wav"
                 )
             samples = array("h", file.readframes(file.getnframes()))
-    except wave.Error as error:
-        raise ValueError(f"{path} is no WAV file: {error}") from error
+    except (wave.Error, EOFError) as error:
+        raise ValueError(f"{path} is no WAV file: {str(error) or 'it ends too soon'}") from error
     if sys.byteorder == "big":
         samples.byteswap()
     return bytes(map(encode, samples))
@@ -119,7 +121,7 @@ class Recording:
         self._file.close()
 
     def _write_header(self) -> None:
-        size, layout = 2 * self._length, (16, 1, 1, RATE_HZ, 2 * RATE_HZ, 2, 16)
+        size, layout = min(2 * self._length, _LARGEST), (16, 1, 1, RATE_HZ, 2 * RATE_HZ, 2, 16)
         self._file.seek(0)
         self._file.write(struct.pack("<4sI8sIHHIIHH", b"RIFF", 36 + size, b"WAVEfmt ", *layout))
         self._file.write(struct.pack("<4sI", b"data", size))
@@ -191,7 +193,11 @@ class Audio:
             if packet is None or packet.payload_type != PCMU or not self._is_peers(packet, source):
                 continue
             if self._recording is not None:
-                self._recording.write(packet)
+                try:
+                    self._recording.write(packet)
+                except OSError as error:  # the disk may be full; the call goes on
+                    print("not recorded any more:", error, file=sys.stderr)
+                    self._recording = None
 
     def _is_peers(self, packet: RtpPacket, source: Endpoint) -> bool:
         """Whether the peer sent it. Where its SDP has a private address, its packets show the way back.

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from softphone_line import RETRY_S, Account, Line, PhoneError, Registration, status_of, tell
+from softphone_line import RETRY_S, Account, Line, PhoneError, Registration, read_address, status_of, tell
 from softphone_media import Audio
 from softphone_sip import ALLOW, SDP, Headers, Request, Session, compose_cancel, credentials_of, value
 
@@ -108,7 +108,7 @@ class Phone:
 
     async def obey(self, commands: asyncio.StreamReader) -> None:
         """Do what lines say: `call URI`, `answer`, `hang up`, `quit`."""
-        while line := (await commands.readline()).decode():
+        while line := await _next_line(commands):
             match line.split(), self._call, self._group:
                 case ["call", uri], _, asyncio.TaskGroup() as group:
                     group.create_task(self.call(uri))
@@ -168,6 +168,11 @@ class Phone:
 
     async def call(self, uri: str) -> int:
         """Call somebody, until one of the two hangs up, and return the status of the answer."""
+        try:
+            read_address(uri)
+        except DecodeError as error:
+            tell("cannot call:", error)
+            return 484
         if self._call is not None:
             tell("cannot call", uri)
             return 486
@@ -344,8 +349,8 @@ class Phone:
                     request.respond(488, "Not Acceptable Here")
                 elif request.message.method == "INVITE":
                     await self._accept(call, request)
-                else:
-                    body = self._describe(call, request.message)
+                else:  # an UPDATE without an offer, which refreshes, gets none (RFC 3311 §5.2)
+                    body = self._describe(call, request.message) if sdp_parts(request.message) else b""
                     request.respond(200, "OK", [("Contact", self._line.contact())], body)
             except BindingError:  # for now
                 request.respond(480, "Temporarily Unavailable")
@@ -434,6 +439,13 @@ class Phone:
 
     def _endpoints(self, call: Call) -> Sequence[Endpoint]:
         return tuple(binding.public for binding in (self._binding, *call.bindings))
+
+
+async def _next_line(commands: asyncio.StreamReader) -> str:
+    """The next line, empty at the end; for one that is longer than any command, what is left of it."""
+    while True:
+        with suppress(ValueError):
+            return (await commands.readline()).decode(errors="replace")
 
 
 async def _first_of(*futures: asyncio.Future[Any], timeout_s: float | None = None) -> None:

@@ -18,6 +18,8 @@ Headers = Iterable[tuple[str, str | bytes]]
 OnProvisional = Callable[[SipMessage], None]
 ALLOW = ("Allow", b"INVITE, ACK, CANCEL, BYE, OPTIONS, UPDATE")
 SDP = ("Content-Type", b"application/sdp")
+MOST_ANSWERS = 1000
+"""So many are kept, each for 32 s, in case that its request comes again; meanwhile there are no others."""
 
 _Key = tuple[bytes, ...]
 
@@ -79,7 +81,7 @@ class Transactions:
                     news.clear()
                 except TimeoutError:
                     transaction.handle_timeout(now=self._loop.time())
-            return SipMessage.parse(compose_response(transaction.request, 408, "Request Timeout"))
+            return SipMessage.parse(compose_response(transaction.request, 408, "Nobody Answers"))
         finally:  # while the last response is sent again, it is acknowledged again
             self._send_all(transaction)
             self._loop.call_later(TIMEOUT_S, self._asked.pop, key, None)
@@ -119,6 +121,8 @@ class Transactions:
         if key in self._answers:  # it was sent again
             if self._answers[key]:
                 self.send(self._answers[key], source)
+            return
+        if len(self._answers) >= MOST_ANSWERS:  # who means it sends it again
             return
         self._answers[key] = b""
         self._loop.call_later(TIMEOUT_S, self._answers.pop, key, None)

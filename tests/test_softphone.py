@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import os
 import secrets
+import select
 import signal
 import socket
 import struct
 import subprocess
 import sys
 import time
-import wave
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.util import module_from_spec, spec_from_file_location
 from itertools import count
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -31,6 +29,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 PROGRAM = EXAMPLES / "softphone.py"
 PATIENCE_S = 20.0
 QUIET_S = 0.2
+MOST_ANSWERS = 1000
 PASSWORD = "sesame"
 SDP = ("Content-Type", "application/sdp")
 
@@ -206,12 +205,12 @@ def routes_of(message: SipMessage) -> list[bytes]:
 
 
 @contextmanager
-def phone(*options: str) -> Iterator[Peer]:
+def phone(*options: str, through: Sequence[str] = ()) -> Iterator[Peer]:
     with stund("127.0.0.1") as server, bound() as sip, bound() as rtp:
         words = {"SETTINGS": os.devnull, "METHODS": "open,stun", "STUN_SERVERS": server}
         with subprocess.Popen(
             [
-                *(sys.executable, "-W", "error", str(PROGRAM), "sip:alice@127.0.0.1"),
+                *(*through, sys.executable, "-W", "error", str(PROGRAM), "sip:alice@127.0.0.1"),
                 *("--password", PASSWORD, "--proxy", str(endpoint(sip)), *options),
             ],
             stdin=subprocess.PIPE,
@@ -226,7 +225,10 @@ def phone(*options: str) -> Iterator[Peer]:
                 process.kill()
 
 
-def test_it_registers_with_its_password_again_where_an_answer_is_lost_and_unregisters() -> None:
+@pytest.mark.parametrize("told_by", [signal.SIGINT, signal.SIGTERM])
+def test_it_registers_with_its_password_again_where_an_answer_is_lost_and_unregisters(
+    told_by: signal.Signals,
+) -> None:
     server = DigestServer("127.0.0.1", entropy=secrets.token_bytes)
     with phone() as peer:
         first = peer.request("REGISTER")
@@ -241,7 +243,7 @@ def test_it_registers_with_its_password_again_where_an_answer_is_lost_and_unregi
         assert request.call_id == first.call_id
         peer.respond(request, 200)
         peer.told(f"registered {peer.phone}")
-        peer.process.send_signal(signal.SIGINT)
+        peer.process.send_signal(told_by)
         last = peer.request("REGISTER")
         assert [(c.uri and c.uri.endpoint(), c.params[0].value) for c in last.contacts] == [
             (peer.phone, b"0")
@@ -261,6 +263,58 @@ def test_whom_the_registrar_does_not_want_it_tells_so(status: int) -> None:
         _, complaints = peer.process.communicate(timeout=PATIENCE_S)
         assert str(status) in complaints
         assert peer.process.returncode == 1
+
+
+def test_when_nobody_reads_on_it_ends_as_by_ctrl_c() -> None:
+    with phone() as peer:
+        assert peer.process.stdout is not None
+        assert peer.process.stderr is not None
+        peer.process.stdout.close()
+        peer.respond(peer.request("REGISTER"), 200)
+        last = peer.request("REGISTER")
+        assert b";expires=0\r\n" in last.data
+        peer.respond(last, 200)
+        assert (peer.process.wait(PATIENCE_S), peer.process.stderr.read()) == (0, "")
+
+
+@pytest.mark.parametrize("stdin", ["<&-", "< /dev/null"])
+def test_it_needs_nobody_to_tell_it_anything(stdin: str) -> None:
+    with phone("--answer", "0", through=("sh", "-c", f'exec "$@" {stdin}', "sh")) as peer:
+        peer.register()
+        peer.talk()
+        peer.process.send_signal(signal.SIGINT)
+        peer.respond(peer.request("BYE"), 200)
+        peer.respond(peer.request("REGISTER"), 200)
+        _, complaints = peer.process.communicate(timeout=PATIENCE_S)
+        assert (peer.process.returncode, complaints) == (0, "")
+
+
+def test_lines_that_are_no_commands_are_no_end() -> None:
+    with phone() as peer:
+        peer.register()
+        assert peer.process.stdin is not None
+        os.write(peer.process.stdin.fileno(), b"x" * 200_000 + b"\n\xff\n")
+        assert "\N{REPLACEMENT CHARACTER}" in peer.told("cannot \N{REPLACEMENT CHARACTER}")
+        for whom in ("bob", "tel:+123", "sip:127.0.0.1"):
+            peer.tell(f"call {whom}")
+            assert repr(whom) in peer.told("cannot call:")
+        assert peer.ends() == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("tel:+123",), "is no address like sip:alice@example.org"),
+        (("sip:alice@127.0.0.1", "--call", "bob"), "'bob' is not a URI"),
+        (("sip:alice@127.0.0.1", "--proxy", "127.0.0.1:sip"), "'sip' is not a port"),
+        (("sip:alice@127.0.0.1", "--play", os.devnull), "is no WAV file: it ends too soon"),
+    ],
+)
+def test_wrong_words_are_told_before_anything_is_sent(words: tuple[str, ...], complaint: str) -> None:
+    command = [sys.executable, "-W", "error", str(PROGRAM), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert complaint in done.stderr
 
 
 def test_it_is_registered_for_longer_where_the_registrar_wants_that() -> None:
@@ -357,6 +411,18 @@ def test_what_is_no_call_gets_its_answer() -> None:
         assert peer.process.poll() is None
 
 
+def test_a_flood_of_requests_is_answered_up_to_a_number() -> None:
+    with phone() as peer:
+        peer.register()
+        for _ in range(MOST_ANSWERS):
+            last = peer.ask(Invitation(), "OPTIONS")
+            answer = peer.response(200, "OPTIONS")
+        peer.ask(Invitation(), "OPTIONS")
+        peer.send(last)
+        assert peer.response(200, "OPTIONS").data == answer.data  # the other would have come before
+        assert peer.ends() == (0, "")
+
+
 def test_the_peer_may_move_hold_and_offer_video() -> None:
     with phone("--answer", "0") as peer, bound() as elsewhere:
         peer.register()
@@ -380,6 +446,9 @@ def test_the_peer_may_move_hold_and_offer_video() -> None:
         assert old[0] is not None
         assert old[1] is not None
         assert old[0].version < old[1].version
+        peer.ask(call, "UPDATE")  # without an offer, to show that it is there (RFC 4028)
+        refreshed = peer.response(200, "UPDATE")
+        assert (refreshed.body, refreshed.header("content-type")) == (b"", None)
         peer.ask(call, "INVITE")  # without an offer: the phone's is in its answer
         offer = peer.response(200, "INVITE")
         assert [media.direction.value for media in media_of(offer)] == ["sendrecv"]
@@ -421,6 +490,25 @@ def test_it_calls_with_its_password_by_the_route_that_it_is_shown() -> None:
         assert peer.ends() == (0, "")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the files of another process")
+def test_a_call_goes_on_where_its_recording_cannot(tmp_path: Path) -> None:
+    with phone("--answer", "0", "--record", str(tmp_path / "heard.wav")) as peer:
+        peer.register()
+        _, answer = peer.talk()
+        resource = pytest.importorskip("resource")
+        resource.prlimit(peer.process.pid, resource.RLIMIT_FSIZE, (100, 100))
+        theirs = media_of(answer)[0].endpoint
+        assert theirs is not None
+        for number in range(2):
+            packet = struct.pack("!BBHII", 0x80, 0, number, 160 * number, 7) + bytes(160)
+            peer.rtp.sendto(packet, (str(theirs.ip), theirs.port))
+        assert peer.process.stderr is not None
+        assert peer.process.stderr.readline().startswith("not recorded any more: ")
+        while select.select([peer.rtp], [], [], 0)[0]:
+            peer.rtp.recv(2048)
+        assert peer.rtp.recv(2048)
+
+
 @pytest.mark.parametrize("crosses", [False, True])
 def test_a_call_of_its_own_can_be_taken_back(crosses: bool) -> None:
     with phone() as peer:
@@ -453,57 +541,3 @@ def test_a_call_that_is_not_accepted_is_told_by_the_exit_status() -> None:
         _, complaints = peer.process.communicate(timeout=PATIENCE_S)
         assert complaints == "Error: sip:bob@127.0.0.1 did not accept the call: 486\n"
         assert peer.process.returncode == 4
-
-
-@pytest.fixture(scope="module")
-def media() -> ModuleType:
-    """The part of it that does the audio."""
-    spec = spec_from_file_location("softphone_media", EXAMPLES / "softphone_media.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look it up
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_mu_law_is_that_of_g711(media: ModuleType) -> None:
-    assert [media.decode(octet) for octet in (0x00, 0x0F, 0x7E, 0x7F, 0x80, 0xFE, 0xFF)] == [
-        *(-32124, -16764, -8, 0, 32124, 8, 0)
-    ]
-    assert [media.encode(media.decode(octet)) for octet in range(256)] == [
-        0xFF if octet == 0x7F else octet for octet in range(256)
-    ]
-    assert [media.encode(sample) for sample in (-32768, 32767, 3, -3)] == [0x00, 0x80, 0xFF, 0x7F]
-
-
-def test_a_recording_is_silent_for_as_long_as_nothing_came(media: ModuleType, tmp_path: Path) -> None:
-    tone, path = media.encode(1000), tmp_path / "heard.wav"
-    recording = media.Recording(path)
-    for timestamp, ssrc in ((2**32 - 160, 1), (320, 1), (160, 1), (900, 2), (900 + 10**6, 2)):
-        recording.write(media.RtpPacket(0, timestamp, ssrc, bytes([tone]) * 160))
-    recording.close()
-    with wave.open(str(path)) as file:
-        assert file.getparams()[:4] == (1, 2, 8000, 960)
-        samples = struct.unpack("<960h", file.readframes(960))
-    heard = [samples[start] != 0 for start in range(0, 960, 160)]
-    assert heard == [True, False, True, True, True, True]  # what came late has its place, others theirs
-
-
-@pytest.mark.parametrize(
-    ("data", "payload"),
-    [
-        (b"\x80\x00" + bytes(10), b""),
-        (b"\x80\x80" + bytes(10) + b"abc", b"abc"),
-        (b"\x81\x00" + bytes(14) + b"abc", b"abc"),
-        (b"\x90\x00" + bytes(12) + b"\x00\x01" + bytes(4) + b"abc", b"abc"),
-        (b"\xa0\x00" + bytes(10) + b"abc\x00\x02", b"abc"),
-        (b"\x80\x00" + bytes(9), None),
-        (b"\x00\x01" + bytes(18), None),
-        (b"\xa0\x00" + bytes(10) + b"\xff", None),
-        (b"\x90\x00" + bytes(12) + b"\xff\xff", None),
-    ],
-)
-def test_rtp_is_read_as_far_as_it_is_some(media: ModuleType, data: bytes, payload: bytes | None) -> None:
-    packet = media.RtpPacket.parse(data)
-    assert (packet and packet.payload) == payload

@@ -7,12 +7,12 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 import click
 
+from nattools import __version__
 from nattools.cli import EXIT_INTERRUPTED, output
 from nattools.endpoint import Endpoint, IPAddress, split_host_port
 from nattools.errors import DecodeError, LocalAddressError, NatToolsError, ResolveError, TransportError
@@ -110,7 +110,7 @@ _FILTERING_MEANING = {
 )
 @click.option("-v", "--verbose", is_flag=True, help="Show every question that was asked, and its answer.")
 @click.option("--json", "as_json", is_flag=True, help='Print one JSON document, with "schema": 1.')
-@click.version_option(package_name="nattools", prog_name="natcheck")
+@click.version_option(__version__, prog_name="natcheck")
 def main(
     server: tuple[str, ...],
     ipv4: bool,
@@ -130,10 +130,10 @@ def main(
 
     At most 60 small packets are sent. What was not shown is called unknown, with the reason.
 
-    SIP_SERVER is a name or address, with a port after a colon (5060 when left out). There, and to port 3478
-    of the same host to compare, OPTIONS and STUN are sent; a reflector (stund --sip-reflector) gets an
-    INVITE as well; all in all at most 146 packets. A SIP server that answers STUN can show that there is a
-    SIP ALG, a reflector which fields it rewrites, and that there is none.
+    SIP_SERVER is a name or address, with a port after a colon (5060 when left out), or a sip: URI. There, and
+    to port 3478 of the same host to compare, OPTIONS and STUN are sent; a reflector (stund --sip-reflector)
+    gets an INVITE as well; all in all at most 146 packets. A SIP server that answers STUN can show that there
+    is a SIP ALG, a reflector which fields it rewrites, and that there is none.
 
     \b
     Exit status:
@@ -157,7 +157,7 @@ def main(
     started = time.monotonic()
     try:
         addresses = [ServerAddress.parse(text) for text in server or DEFAULT_SERVERS]
-        sip_server = None if sip_alg is None else ServerAddress(*split_host_port(sip_alg))
+        sip_server = None if sip_alg is None else ServerAddress(*split_host_port(_host_part(sip_alg)))
         local = ip_address(local_address) if local_address else None
     except DecodeError as error:
         raise click.UsageError(f"{error}.") from error
@@ -188,6 +188,11 @@ def main(
         _no_answer(error, as_json)
     else:
         sys.exit(_status(verdict, seen, alg))
+
+
+def _host_part(sip_server: str) -> str:
+    """What a sip: URI, with a user or without, names as its host; another text is one already."""
+    return sip_server.removeprefix("sip:").rpartition("@")[2]
 
 
 async def _check(
@@ -298,7 +303,7 @@ def _document(
         "reasons": list(verdict.reasons),
         "packets_sent": seen.packets_sent,
         "seconds": round(seconds, 3),
-        "version": version("nattools"),
+        "version": __version__,
         "probes": [_probe(observation) for observation in seen.seen],
     }
 

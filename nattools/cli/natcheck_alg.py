@@ -15,6 +15,7 @@ from nattools.stun.uri import ServerAddress
 
 _SERVICE = "_sip._udp"
 _RESOLVE_S = 3.0
+_ASK_ANOTHER = "Name a SIP server that answers STUN on its SIP port, or a reflector."
 _STYLES = {AlgPresence.YES: "bold yellow", AlgPresence.NO: "bold green", AlgPresence.UNKNOWN: ""}
 
 
@@ -104,7 +105,7 @@ async def check(
 def meaning(verdict: AlgVerdict | NatToolsError) -> str:
     """What it means for SIP, and what to do."""
     if isinstance(verdict, NatToolsError) or not verdict.is_answered:
-        return "Nobody answered. Name a SIP server that answers STUN on its SIP port, or a reflector."
+        return f"Nobody answered. {_ASK_ANOTHER}"
     port = verdict.sip.destination.port
     if verdict.presence is AlgPresence.YES:
         return (
@@ -113,6 +114,8 @@ def meaning(verdict: AlgVerdict | NatToolsError) -> str:
         )
     if verdict.presence is AlgPresence.NO:
         return f"SIP arrives at UDP port {port} as it was sent."
+    if not verdict.sip.is_answered:
+        return f"Nobody answered on UDP port {port}. {_ASK_ANOTHER}"
     if verdict.sip.lost:
         return (
             f"On UDP port {port} SIP gets lost, though the port answers: if the server speaks SIP there, "

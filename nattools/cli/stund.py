@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nattools import __version__
 from nattools.endpoint import IPAddress
 from nattools.errors import TransportError
 from nattools.stun.responder import DEFAULT_ALTERNATE_PORT, DEFAULT_PORT, ServerAddresses
@@ -118,7 +119,7 @@ EXIT CODES
     help=f"A UDP port for STUN and SIP beside the others, {DEFAULT_SIP_PORT} unless given; may be repeated.",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Log each request and what became of it.")
-@click.version_option(package_name="nattools", prog_name="stund")
+@click.version_option(__version__, prog_name="stund")
 def command(
     address: str,
     alternate: str | None,
@@ -235,6 +236,7 @@ def _on_loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) ->
 def _start_line(server: StunServer) -> str:
     addresses = server.addresses
     sockets = ", ".join(map(str, addresses.endpoints))
+    served = {endpoint.port for endpoint in addresses.endpoints}
     line = f"serving {sockets} (UDP and TCP)"
     if addresses.alternate_address is not None:
         line += ", NAT behaviour tests included"
@@ -244,7 +246,8 @@ def _start_line(server: StunServer) -> str:
             " test NAT filtering: CHANGE-REQUEST is refused, OTHER-ADDRESS omitted"
         )
     if server.more_ports:
-        line += f"; reflecting SIP there and on UDP port {', '.join(map(str, server.more_ports))}"
+        others = [str(port) for port in dict.fromkeys(server.more_ports) if port not in served]
+        line += "; reflecting SIP there" + (f" and on UDP port {', '.join(others)}" if others else "")
     return line
 
 

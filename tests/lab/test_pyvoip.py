@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from nattools.lab.namespaces import Lab
+from nattools.lab.namespaces import Lab, Process
 from nattools.lab.nat import NatKind
 from nattools.lab.topology import SERVER, Topology
 from tests.lab.conftest import PATIENCE_SECONDS, Lines
@@ -94,25 +95,35 @@ def test_while_nobody_calls_the_nat_is_kept_from_forgetting_it() -> None:
         hear_each_other(alice, bob)
 
 
-def test_the_example_repeats_what_it_hears() -> None:
+def example(lab: Lab, user: str) -> Process:
+    """The example as a process of that user's, with its settings from outside."""
+    settings = {"NATTOOLS_METHODS": "stun", "NATTOOLS_STUN_SERVERS": str(SERVER)}
+    words = (str(REGISTRAR.ip), user, PASSWORD, lab.topology.client_address)
+    return lab.client.popen(
+        [sys.executable, "examples/pyvoip_phone.py", *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | settings,
+        cwd=ROOT,
+    )
+
+
+def test_the_example_repeats_what_it_hears_and_unregisters_when_it_ends() -> None:
     with phones(Topology(NatKind.PORT_RESTRICTED_CONE)) as (lab, _, bob):
-        settings = {"NATTOOLS_METHODS": "stun", "NATTOOLS_STUN_SERVERS": str(SERVER)}
-        words = (str(REGISTRAR.ip), "carol", PASSWORD, lab.topology.client_address)
-        with lab.client.popen(
-            [sys.executable, "examples/pyvoip_phone.py", *words],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=os.environ | settings,
-            cwd=ROOT,
-        ) as carol:
+        with example(lab, "dave") as dave:
+            assert Lines(dave).next() == f"call dave at {REGISTRAR.ip}"
+            dave.send_signal(signal.SIGINT)
+            assert dave.wait(PATIENCE_SECONDS) == 0
+            bob.call("dave")
+            assert "404" in bob.wait_ended()
+        with example(lab, "carol") as carol:
             assert Lines(carol).next() == f"call carol at {REGISTRAR.ip}"
             bob.call("carol")
             bob.wait_established()
             assert bob.hear() == {BOB_HZ}
             bob.hang_up()
             bob.wait_ended()
-            assert carol.communicate("", timeout=PATIENCE_SECONDS)[0] == ""
-            assert carol.returncode == 0
+            assert (carol.communicate("", timeout=PATIENCE_SECONDS)[0], carol.returncode) == ("", 0)
 
 
 def test_behind_a_symmetric_nat_it_is_told_why_nobody_can_call_it() -> None:

@@ -129,7 +129,7 @@ def test_where_nothing_listens_it_says_so() -> None:
 @needs_second_loopback
 def test_with_a_reflector_it_says_that_nothing_rewrites_sip() -> None:
     with stund("127.0.0.1", "127.0.0.2", reflects=True) as server:
-        result = natcheck(server, "--sip-alg", server)
+        result = natcheck(server, "--sip-alg", f"sip:bob@{server}")
         said = document(server, "--sip-alg", server)["sip_alg"]
         assert document(server)["sip_alg"] is None
     assert result.returncode == 0
@@ -198,7 +198,8 @@ def test_output_fits_a_narrow_terminal_and_has_no_colour_in_a_pipe() -> None:
         (("--local-address", "127.0.0.1", "-6", "::1"), "127.0.0.1 is not an IPv6 address"),
         (("-4", "::1"), "::1 is not an IPv4 address"),
         (("--local-address", "::1", "127.0.0.1"), "127.0.0.1 is not an IPv6 address"),
-        (("--sip-alg", "sip:127.0.0.1", "127.0.0.1"), "is not a port"),
+        (("--sip-alg", "sip:127.0.0.1:sip", "127.0.0.1"), "is not a port"),
+        (("--sip-alg", "sip:bob@", "127.0.0.1"), "names no host"),
         (("--sip-alg", "a b", "127.0.0.1"), "is not a host name"),
         (("-4", "--sip-alg", "::1", "127.0.0.1"), "::1 is not an IPv4 address"),
         (("--timeout", "0", "127.0.0.1"), "is not in the range"),

@@ -65,6 +65,11 @@ FINDINGS = {
     "ordinary": (Network(ordinary(), silent), "unknown: not shown", NO_SIGN),
     "terse": (Network(ordinary(stun=False, tells=False), silent), "unknown: not shown", NO_SIGN),
     "nobody": (Network(silent, silent), "unknown: not shown", "Nobody answered. Name a SIP server"),
+    "no-sip": (
+        Network(silent, ordinary()),
+        "unknown: not shown",
+        "Nobody answered on UDP port 5060. Name a SIP server",
+    ),
 }
 
 

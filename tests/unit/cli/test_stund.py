@@ -148,6 +148,14 @@ def test_a_reflector_with_two_addresses_has_its_sip_port_on_both() -> None:
                     assert client.recv(2048)
 
 
+def test_it_names_each_port_that_reflects_once() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    with running("127.0.0.1", "--port", port, "--sip-reflector", "--sip-port", port) as process:
+        assert start_line(process).strip().endswith("; reflecting SIP there")
+
+
 def test_unless_told_to_it_does_not_answer_sip() -> None:
     with running("127.0.0.1", "--port", "0") as process:
         [port] = ports_in(start_line(process))
