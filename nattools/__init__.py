@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from nattools.stun.client import BindingResult, StunClient, discover
     from nattools.stun.server import StunServer
 
+__version__ = "0.1.0.dev0"
+
 __all__ = [
     "AddressClass",
     "AuthenticationError",

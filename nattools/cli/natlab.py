@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from nattools import __version__
 from nattools.cli import output
 from nattools.errors import LabError
 from nattools.lab.holder import EXIT_CANNOT_RUN, EXIT_LAB, EXIT_NOT_FOUND, attend, end_as
@@ -80,7 +81,7 @@ EXIT STATUS
 
 
 @click.group(help=_HELP, context_settings=_HELP_OPTIONS)
-@click.version_option(package_name="nattools", prog_name="natlab")
+@click.version_option(__version__, prog_name="natlab")
 def main() -> None:
     """Choose one of the two forms."""
 

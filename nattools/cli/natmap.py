@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from nattools import __version__
 from nattools.cli import EXIT_INTERRUPTED, natmap_text, output
 from nattools.cli.natmap_keep import keep_until_stopped
 from nattools.cli.natmap_options import (
@@ -86,7 +87,7 @@ class _Group(click.Group):
 
 
 @click.group(cls=_Group, help=_HELP, context_settings=_HELP_OPTIONS, invoke_without_command=True)
-@click.version_option(package_name="nattools", prog_name="natmap")
+@click.version_option(__version__, prog_name="natmap")
 @click.pass_context
 def main(context: click.Context) -> None:
     """Choose one of the commands."""

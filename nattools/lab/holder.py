@@ -22,10 +22,11 @@ import errno
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
 
+TYPE_CHECKING = False  # of `typing`, which would take as long to load as all the rest
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any, NoReturn
 
 # Exit statuses of natlab itself, as env(1) and timeout(1) have them.
 EXIT_LAB = 125
@@ -43,6 +44,7 @@ _MS_REC_SLAVE = 16384 | 1 << 19
 _PR_SET_PDEATHSIG = 1
 
 _TOOL_SECONDS = 10
+_POLL_SECONDS = 0.002
 
 
 def attend(child: int) -> int:
@@ -176,7 +178,29 @@ def _build(plan: dict[str, Any]) -> dict[str, int]:
             _run([plan["nft"], "-f", "-"], [host["ruleset"]])
         _set_up(host["timers"])
         _run([plan["ip"], "-batch", "-"], [*host["commands"], *(host["commands_ipv6"] if ipv6 else [])])
+    for host in reversed(plan["hosts"]):
+        _system_call("setns", networks[host["name"]], _CLONE_NEWNET)
+        wait_until_links_run(plan["ip"])
     return networks
+
+
+def wait_until_links_run(ip: str) -> None:
+    """Wait until what is sent leaves: until the kernel has seen to a link that is up, it drops everything.
+
+    The links are those of the network namespace that it is called in, as `ip` shows them. Raises
+    `_BuildError` when one does not come up.
+    """
+    import time
+
+    deadline = time.monotonic() + _TOOL_SECONDS
+    while True:
+        links = _run([ip, "-o", "link", "show", "type", "veth"], []).splitlines()
+        late = [link for link in links if " state UP " not in link or " qdisc noop " in link]
+        if not late:
+            return
+        if time.monotonic() > deadline:
+            raise _BuildError(f"a link does not come up: {late[0]}")
+        time.sleep(_POLL_SECONDS)
 
 
 def _mount() -> None:
@@ -209,7 +233,7 @@ def _write(path: str, text: str) -> None:
         file.write(text)
 
 
-def _run(argv: list[str], lines: list[str], pass_fds: Sequence[int] = ()) -> None:
+def _run(argv: list[str], lines: list[str], pass_fds: Sequence[int] = ()) -> str:
     import subprocess
 
     result = subprocess.run(
@@ -227,6 +251,7 @@ def _run(argv: list[str], lines: list[str], pass_fds: Sequence[int] = ()) -> Non
         raise _BuildError(
             f"{os.path.basename(argv[0])} failed, which may be for want of a kernel module: {said}"
         )
+    return result.stdout
 
 
 def enter(holder: int, network: int, argv: list[str]) -> NoReturn:

@@ -210,9 +210,13 @@ class RunningIgd:
         """Start the daemon, as a router boots: without a mapping, at epoch 0, answering on return."""
         if self._process is not None and self._process.poll() is None:
             raise LabError("miniupnpd runs already")
-        if self._starts == 0:
-            self._check_backend()
-        self._clear()
+        if self._starts > 0:
+            self._clear()
+        elif not _is_for_nftables(self._program):
+            raise LabError(
+                f"{self._program} is not built for nftables: install miniupnpd-nftables in its place"
+                " (apt install miniupnpd-nftables)"
+            )
         self._starts += 1
         with tempfile.TemporaryFile("w+") as conf:
             conf.write(configuration(self._igd))
@@ -304,13 +308,6 @@ class RunningIgd:
         """Give up the log, when the laboratory has ended the daemon."""
         self._log.close()
 
-    def _check_backend(self) -> None:
-        if "nftables" not in self._run([self._program, "--version"]):
-            raise LabError(
-                f"{self._program} is not built for nftables: install miniupnpd-nftables in its place"
-                " (apt install miniupnpd-nftables)"
-            )
-
     def _running(self) -> Process:
         if self._process is None or self._process.poll() is not None:
             raise LabError("miniupnpd does not run")
@@ -361,6 +358,22 @@ class RunningIgd:
             said = done.stderr.splitlines()[-1:] or [f"status {done.returncode}"]
             raise LabError(f"{tool} failed on the router: {said[0]}")
         return done.stdout
+
+
+def _is_for_nftables(program: str) -> bool:
+    """Whether a miniupnpd keeps its mappings in nftables, as it says itself."""
+    try:
+        done = subprocess.run(
+            [program, "--version"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=_TOOL_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise LabError(f"{program} does not tell its version: {error}") from error
+    return b"nftables" in done.stdout
 
 
 def _is_bound(network: Path, protocol: str, port: int) -> bool:

@@ -55,10 +55,14 @@ class Process(subprocess.Popen[str]):
 
 
 class Host:
-    """One host of a laboratory: what is run here sees its network and nothing else."""
+    """One host of a laboratory: what is run here sees its network and nothing else.
 
-    def __init__(self, name: str, entry: Sequence[str]) -> None:
+    `network` is its network namespace, as setns(2) takes it from whoever may enter it.
+    """
+
+    def __init__(self, name: str, entry: Sequence[str], network: Path) -> None:
         self.name = name
+        self.network = network
         self._entry = entry
         self._started: list[Process] = []
 
@@ -192,9 +196,13 @@ class Lab:
 
         Raises `LabError` when its process ends instead, or has not bound them all after 5 seconds.
         """
-        wanted = set(endpoints)
+        wanted = {endpoint: _local_addresses(endpoint) for endpoint in endpoints}
         deadline = time.monotonic() + _SERVER_SECONDS
-        while missing := [endpoint for endpoint in wanted if not self._is_bound(endpoint, tcp)]:
+        while True:
+            bound = self._bound(tcp)
+            missing = [endpoint for endpoint, addresses in wanted.items() if not addresses & bound]
+            if not missing:
+                return
             if process.poll() is not None:
                 raise LabError(f"the server on the public side ended with status {process.returncode}")
             if time.monotonic() > deadline:
@@ -202,13 +210,11 @@ class Lab:
                 raise LabError(f"no server on {protocol} {missing[0]} after {_SERVER_SECONDS:.0f} s")
             time.sleep(_POLL_SECONDS)
 
-    def _is_bound(self, endpoint: Endpoint, tcp: bool) -> bool:
-        # Lines of "slot local_address remote_address state ...", an address as a number in host byte order.
+    def _bound(self, tcp: bool) -> set[str]:
+        # Lines of "slot local_address remote_address state ..."
         table = Path(f"/proc/{self._holder}/net/{'tcp' if tcp else 'udp'}").read_text()
-        address = int.from_bytes(endpoint.ip.packed, sys.byteorder)
-        ours = {f"{address:08X}:{endpoint.port:04X}", f"{0:08X}:{endpoint.port:04X}"}
         rows = [line.split() for line in table.splitlines()[1:]]
-        return any(row[1] in ours and (not tcp or row[3] == _TCP_LISTEN) for row in rows)
+        return {row[1] for row in rows if not tcp or row[3] == _TCP_LISTEN}
 
     def _build(self) -> None:
         if sys.platform != "linux":
@@ -245,7 +251,11 @@ class Lab:
             raise LabError(f"the NAT laboratory cannot be built: {report['error']}")
         self._holder = report["holder"]
         self._hosts = {
-            name: Host(name, [*program, "enter", str(self._holder), str(network)])
+            name: Host(
+                name,
+                [*program, "enter", str(self._holder), str(network)],
+                Path(f"/proc/{self._holder}/fd/{network}"),
+            )
             for name, network in report["networks"].items()
         }
         self.client, self.router, self.public = (self._hosts[name] for name in ("client", "router", "public"))
@@ -289,6 +299,12 @@ def why_no_igd() -> str | None:
             return None
     except LabError as error:
         return str(error)
+
+
+def _local_addresses(endpoint: Endpoint) -> set[str]:
+    """How /proc/net writes the sockets that serve it: by its address, a number in host byte order, or any."""
+    address = int.from_bytes(endpoint.ip.packed, sys.byteorder)
+    return {f"{address:08X}:{endpoint.port:04X}", f"{0:08X}:{endpoint.port:04X}"}
 
 
 def _find_tool(name: str) -> str:

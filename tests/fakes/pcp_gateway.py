@@ -270,6 +270,7 @@ async def serving(gateway: Gateway, *, host: str = "127.0.0.1", port: int = 0) -
 
 async def _serve_forever(gateway: Gateway, host: str, announce_at: str | None) -> None:
     async with serving(gateway, host=host, port=pcp.SERVER_PORT):
+        print("listening", flush=True)  # noqa: T201  a program
         started = time.monotonic()
         while True:
             await asyncio.sleep(0.2)

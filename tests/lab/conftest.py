@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 import socket
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -35,6 +37,8 @@ for endpoint in sys.argv[2:]:
     socket.send_fds(channel, [b"."], [opened.fileno()])
 """
 
+
+_CLONE_NEWNET = 0x40000000  # linux/sched.h
 
 PATIENCE_SECONDS = 10.0
 FENCE_SECONDS = 0.01  # for what may still be on its way behind a datagram that was sent after it
@@ -133,9 +137,9 @@ def sources(at: socket.socket, *, until: Endpoint | None = None) -> Iterator[End
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
+    here = f"{Path(__file__).parent}{os.sep}"
     for item in items:
-        if here in item.path.parents:
+        if str(item.path).startswith(here):
             item.add_marker(pytest.mark.lab)
 
 
@@ -150,6 +154,40 @@ def _laboratory(_missing: str | None) -> None:
         pytest.skip(_missing)
 
 
+def _open_there(network: Path, endpoints: Sequence[Endpoint], kind: socket.SocketKind) -> list[socket.socket]:
+    """Enter a network namespace, which a thread can do for itself, and open sockets there (setns(2))."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open(network) as file:
+        if libc.setns(file.fileno(), _CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), "setns")
+    with ExitStack() as opened:
+        sockets = []
+        for endpoint in endpoints:
+            family = socket.AF_INET if endpoint.ip.version == 4 else socket.AF_INET6
+            protocol = socket.IPPROTO_RAW if kind == socket.SOCK_RAW else 0
+            sockets.append(opened.enter_context(socket.socket(family, kind, protocol)))
+            sockets[-1].bind((str(endpoint.ip), endpoint.port))
+        opened.pop_all()
+    return sockets
+
+
+def _open_by_process(
+    host: Host, endpoints: Sequence[Endpoint], kind: socket.SocketKind
+) -> list[socket.socket]:
+    """Have a process on the host open them: an ordinary user's laboratory is no place for a thread."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        names = [f"{endpoint.ip} {endpoint.port}" for endpoint in endpoints]
+        opener = host.popen(
+            [sys.executable, "-I", "-S", "-c", _OPENER, str(kind.value), *names],
+            stdin=theirs.fileno(),
+        )
+        theirs.close()
+        files = [socket.recv_fds(ours, 1, 1)[1] for _ in endpoints]
+        assert opener.wait(10) == 0
+    return [socket.socket(fileno=file) for (file,) in files]
+
+
 @contextmanager
 def opened_sockets() -> Iterator[OpenSockets]:
     """A function that opens sockets inside a laboratory, for who stays outside; closed at the end."""
@@ -158,17 +196,12 @@ def opened_sockets() -> Iterator[OpenSockets]:
         def open_all(
             host: Host, endpoints: Sequence[Endpoint], *, kind: socket.SocketKind = socket.SOCK_DGRAM
         ) -> list[socket.socket]:
-            ours, theirs = socket.socketpair()
-            with ours, theirs:
-                names = [f"{endpoint.ip} {endpoint.port}" for endpoint in endpoints]
-                opener = host.popen(
-                    [sys.executable, "-I", "-S", "-c", _OPENER, str(kind.value), *names],
-                    stdin=theirs.fileno(),
-                )
-                theirs.close()
-                files = [socket.recv_fds(ours, 1, 1)[1] for _ in endpoints]
-                assert opener.wait(10) == 0
-            return [opened.enter_context(socket.socket(fileno=file)) for (file,) in files]
+            if os.path.samefile(host.network.parents[1] / "ns/user", "/proc/self/ns/user"):
+                with ThreadPoolExecutor(1) as pool:
+                    sockets = pool.submit(_open_there, host.network, endpoints, kind).result()
+            else:
+                sockets = _open_by_process(host, endpoints, kind)
+            return [opened.enter_context(one) for one in sockets]
 
         yield open_all
 

@@ -15,7 +15,7 @@ import pytest
 from nattools.lab.namespaces import Host
 from tests.fakes.igd_hostile import HOSTILE
 from tests.fakes.pcp_gateway import Fault
-from tests.lab.conftest import PATIENCE_SECONDS
+from tests.lab.conftest import PATIENCE_SECONDS, Lines
 from tests.lab.fake_routers import GOOD, ROOT, ROUTER, FakeRouter
 from tests.lab.hostile import BENIGN, MOST_MIB, MOST_SECONDS, HostileLab, Measured
 from tests.lab.measured_program import KEPT_S
@@ -221,16 +221,12 @@ def pcp_gateway(host: Host, *faults: Fault) -> Iterator[None]:
     command = [sys.executable, "-m", "tests.fakes.pcp_gateway", ROUTER]
     for fault in faults:
         command += ["--fault", fault.value]
-    process = host.popen(command, stdin=subprocess.DEVNULL, cwd=ROOT)
-    try:
-        for _ in range(200):
-            table = host.run(["ss", "-Hlnu", "sport", "=", ":5351"], timeout=PATIENCE_SECONDS).stdout
-            if ROUTER in table:
-                break
-        yield
-    finally:
-        process.kill()
-        process.wait(PATIENCE_SECONDS)
+    with host.popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd=ROOT) as process:
+        try:
+            assert Lines(process).next() == "listening"
+            yield
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("fault", Fault, ids=lambda fault: fault.value)
