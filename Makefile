@@ -5,7 +5,7 @@ BIN := .venv/bin
 SOURCES := nattools tests bench examples
 # What the tests of tests/lab talk to, besides namespaces
 TEST_PACKAGES := nftables iproute2 util-linux coturn stun-client stun-server miniupnpd-nftables natpmpc \
-	wireguard-go wireguard-tools kamailio baresip-core
+	wireguard-go wireguard-tools kamailio baresip-core redis-server rtpengine-daemon
 FUZZ_COUNT ?= 1000000
 # More than there are processors: most tests of tests/lab wait for a router
 TEST_WORKERS ?= 4
@@ -55,6 +55,7 @@ bench: .venv/made
 	$(BIN)/python -m bench.mapping
 	$(BIN)/python -m bench.binding
 	$(BIN)/python -m bench.sip
+	$(BIN)/python -m bench.relay
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

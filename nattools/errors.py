@@ -20,6 +20,8 @@
     |   `-- PcpError              a PCP or NAT-PMP result other than success; carries `code`
     |-- BindingError              no public endpoint can be had, or it is lost; carries `refusals`
     |   `-- SymmetricNatError     the NAT shows everybody another endpoint, so that none can be told
+    |-- LocationError             registrations that cannot be read or kept just now
+    |-- RelayError                an engine that cannot carry media here: a right or a program is missing
     `-- LabError                  the NAT laboratory cannot be built on this machine
 
 Every message says what was tried, with whom, what came back, and what can be done about it.
@@ -120,6 +122,14 @@ class BindingError(NatToolsError):
 
 class SymmetricNatError(BindingError):
     """The NAT gives each destination another public endpoint (RFC 4787 §4.1), so none can be told."""
+
+
+class LocationError(NatToolsError):
+    """Registrations cannot be read or kept: the file or the server that has them refused, or is away."""
+
+
+class RelayError(NatToolsError):
+    """A relay engine cannot work here, or lost what it works with: the message says what is missing."""
 
 
 class LabError(NatToolsError):
