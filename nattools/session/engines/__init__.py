@@ -1,0 +1,1 @@
+"""What carries the media of a call: sockets of this process, the kernel, or an rtpengine."""
