@@ -221,12 +221,12 @@ class WanConnection(ABC):
             return None
 
     async def entries(self) -> list[PortMappingEntry]:
-        """The router's port mappings: at most 1,000 of them, and what it tells within `task_timeout_s`.
+        """The router's port mappings: at most 1,000, and what it tells within most of `task_timeout_s`.
 
-        Raises what `call` does.
+        The rest is for showing them. Raises what `call` does.
         """
         found: list[PortMappingEntry] = []
-        ends_at = self._ends_at()
+        ends_at = asyncio.get_running_loop().time() + _SHARE * self.task_timeout_s
         if self.version < 2 or not await self._listed(found, ends_at):
             await self._walked(found, ends_at)
         return found[:MOST_ENTRIES]

@@ -191,7 +191,8 @@ def test_a_router_behind_another_nat_is_found_without_an_address() -> None:
 def test_a_mapping_is_made_listed_used_and_removed(version: int, open_sockets: OpenSockets) -> None:
     with lab_with(Igd(version=version)) as lab, running(lab, "mapping", "5070", "600") as program:
         acquired = program.next("acquired")
-        assert (acquired["external_port"], acquired["lease_s"], acquired["proven"]) == (5070, 600, True)
+        assert (acquired["external_port"], acquired["proven"]) == (5070, True)
+        assert 590 <= acquired["lease_s"] <= 600  # what is left when it is read back
         [entry] = program.next("entries")["rows"]
         assert 590 <= entry.pop("lease_s") <= 600
         assert entry == {

@@ -117,7 +117,9 @@ class TestAnyMessage:
     ) -> None:
         message = SipMessage.parse(made[0])
         headers = message.headers
-        chosen = data.draw(st.sets(st.sampled_from(range(len(headers))))) if headers else set()
+        # another Content-Length is another body
+        free = [index for index, header in enumerate(headers) if header.name != "content-length"]
+        chosen = data.draw(st.sets(st.sampled_from(free))) if free else set()
         new = {index: data.draw(token_bytes) for index in data.draw(st.permutations(sorted(chosen)))}
         for index, value in new.items():
             message.edit(headers[index].value_span, value)
