@@ -7,8 +7,8 @@ SOURCES := nattools tests bench examples
 TEST_PACKAGES := nftables iproute2 util-linux coturn stun-client stun-server miniupnpd-nftables natpmpc \
 	wireguard-go wireguard-tools kamailio baresip-core redis-server rtpengine-daemon
 FUZZ_COUNT ?= 1000000
-# More than there are processors: most tests of tests/lab wait for a router
-TEST_WORKERS ?= 4
+# One more than most machines of CI have processors: many tests of tests/lab wait, and more of them would starve routers
+TEST_WORKERS ?= 3
 # Each of the many programs that the tests start would, without bytecode, compile nattools once more.
 TEST_ENVIRONMENT := PYTHONDONTWRITEBYTECODE=
 
