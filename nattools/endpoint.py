@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum, IntEnum
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from nattools.errors import DecodeError
@@ -36,6 +37,7 @@ _UNIQUE_LOCAL = IPv6Network("fc00::/7")
 _SHARED = IPv4Network("100.64.0.0/10")
 
 
+@lru_cache(maxsize=1024)
 def classify_address(ip: IPAddress) -> AddressClass:
     """Say what kind of address `ip` is; an IPv4-mapped IPv6 address is judged by the IPv4 address in it."""
     if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:

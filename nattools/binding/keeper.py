@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Self, Unpack
 from nattools.binding.client import BoundSocket, LiveBinding, OnDatagram
 from nattools.binding.machine import Ask, BindingMachine, Release
 from nattools.binding.model import Claim, Method, Provider, SdpWords, Source
+from nattools.binding.providers.configured import configured, usable_methods
 from nattools.binding.providers.errand import Errand
-from nattools.binding.providers.static import REFRESH_S, StaticProvider
+from nattools.binding.providers.static import REFRESH_S
 from nattools.binding.providers.stun import IntervalLearner, StunServers
-from nattools.binding.providers.vpn import VpnProvider
 from nattools.binding.settings import LEARN, PortRange, Settings, SettingWords, read_settings
 from nattools.endpoint import Endpoint, IPAddress, split_host_port
 from nattools.errors import BindingError, LocalAddressError, NatToolsError, TransportError
@@ -127,9 +127,9 @@ class Keeper:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._methods = _usable(settings)
+        self._methods = usable_methods(settings)
         self._servers = StunServers(settings.stun_servers, self._servers_changed)
-        self._providers = dict(_providers(settings, self._methods))
+        self._providers = dict(configured(settings, self._methods))
         self._routers: dict[bool, RouterProvider] = {}
         self._opening = asyncio.Lock()
         self._exits = AsyncExitStack()
@@ -201,6 +201,21 @@ class Keeper:
 
         async def put(lives: Sequence[LiveBinding]) -> list[TransportTap]:
             return [TransportTap.put(transport, eats=live.eats, on_lost=live.socket_ended) for live in lives]
+
+        async with self._keeping(put, has_protocol=True) as (live,):
+            yield live
+
+    @asynccontextmanager
+    async def bind_shared(self, share: Callable[[LiveBinding], BoundSocket]) -> AsyncIterator[LiveBinding]:
+        """The public endpoint of a UDP socket that somebody else goes on reading.
+
+        He offers each datagram to `LiveBinding.eats` first, and says by `socket_ended` when the socket is
+        closed; `share` is given the binding and returns what its own datagrams are sent by. Raises
+        `TransportError` where the socket cannot be used, `BindingError` when no endpoint can be had.
+        """
+
+        async def put(lives: Sequence[LiveBinding]) -> list[BoundSocket]:
+            return [share(live) for live in lives]
 
         async with self._keeping(put, has_protocol=True) as (live,):
             yield live
@@ -543,28 +558,6 @@ def _settings(settings: Settings | None, **words: Unpack[SettingWords]) -> Setti
 
 def _endpoint(local: Endpoint | str) -> Endpoint:
     return Endpoint.parse(local, default_port=0) if isinstance(local, str) else local
-
-
-def _usable(settings: Settings) -> tuple[Method, ...]:
-    """The methods that have what they need. Raises `BindingError` where none does."""
-    missing = {}
-    if settings.static_host is None:
-        missing[Method.STATIC] = "set static_host"
-    if settings.vpn_interface is None and settings.vpn_peer is None:
-        missing[Method.VPN] = "set vpn_interface or vpn_peer"
-    usable = tuple(method for method in settings.methods if method not in missing)
-    if not usable:
-        refusals = {method.value: missing[method] for method in settings.methods}
-        listed = "; ".join(f"{name}: {what}" for name, what in refusals.items())
-        raise BindingError(f"no method for a public endpoint has what it needs. {listed}", refusals=refusals)
-    return usable
-
-
-def _providers(settings: Settings, methods: Iterable[Method]) -> Iterable[tuple[Source, Provider]]:
-    if Method.STATIC in methods and settings.static_host is not None:
-        yield Source.STATIC, StaticProvider(settings.static_host, settings.static_ports)
-    if Method.VPN in methods:
-        yield Source.VPN, VpnProvider(settings.vpn_interface, settings.vpn_peer)
 
 
 def _interval_s(settings: Settings) -> float:

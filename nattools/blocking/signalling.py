@@ -19,14 +19,14 @@ from functools import partial
 
 from nattools.binding.background import KeptSocket
 from nattools.binding.model import BindingChange, PublicBinding
-from nattools.blocking.calls import Calls, Ended
 from nattools.blocking.flows import SipFlows
-from nattools.blocking.news import in_words, is_trouble
 from nattools.blocking.ports import Call, Ports
 from nattools.endpoint import Endpoint
 from nattools.errors import TransportError
 from nattools.sip.digest import DigestClient
+from nattools.sip.direct import Calls, Ended
 from nattools.sip.learning import Learned
+from nattools.sip.news import in_words, is_trouble
 from nattools.sip.renewal import Renewal, RenewalEvent
 from nattools.sip.rewriter import MediaPort, Rewriter, RewriterEvent
 

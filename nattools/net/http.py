@@ -24,6 +24,7 @@ from nattools.errors import (
     TransportError,
 )
 from nattools.net.udp import endpoint_of, socket_address
+from nattools.net.visits import Visits
 
 MOST_BODY_BYTES = 1 << 20
 MOST_HEAD_BYTES = 1 << 15
@@ -281,9 +282,8 @@ class HttpListener:
         """Where it listens."""
         self._on_request = on_request
         self._accept_from = accept_from
-        self._connections: set[asyncio.Task[object]] = set()
+        self._visits = Visits(MOST_CALLBACK_CONNECTIONS)
         self._server: asyncio.Server
-        self._closed = False
 
     @classmethod
     async def open(
@@ -322,13 +322,11 @@ class HttpListener:
 
     async def close(self) -> None:
         """Stop listening and end every connection; no callback comes after that."""
-        self._closed = True
         try:
             for listening in self._server.sockets:
                 with suppress(NotImplementedError):  # Windows
                     asyncio.get_running_loop().remove_reader(listening.fileno())
-            for connection in self._connections:
-                connection.cancel()
+            self._visits.end()
             for _ in range(_ROUNDS_TO_ACCEPT):
                 await asyncio.sleep(0)
         finally:
@@ -337,29 +335,20 @@ class HttpListener:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one request, whatever it is, in bounded time."""
         peer = endpoint_of(writer.get_extra_info("peername"), with_scope=True)
-        crowded = len(self._connections) >= MOST_CALLBACK_CONNECTIONS
-        task = asyncio.current_task()
-        assert task is not None
-        self._connections.add(task)
-        try:
-            if self._closed or crowded or not self._accept_from(peer):
+        async with self._visits.of(writer) as is_welcome:
+            if not is_welcome or not self._accept_from(peer):
                 return
-            writer.write(_status_only(await self._status_for(reader, peer)))
-        except asyncio.CancelledError:
-            if not self._closed:  # else it is close() that ends it; asyncio of Python 3.11 would complain
+            try:
+                writer.write(_status_only(await self._status_for(reader, peer)))
+            except OSError:
                 raise
-        except OSError:
-            return  # the peer has gone
-        except Exception:  # noqa: BLE001  the callbacks are the caller's; a task has nobody to tell
-            _log.exception("a callback from %s cannot be answered", peer)
-        finally:
-            self._connections.discard(task)
-            writer.transport.abort()
+            except Exception:  # noqa: BLE001  the callbacks are the caller's; a task has nobody to tell
+                _log.exception("a callback from %s cannot be answered", peer)
 
     async def _status_for(self, reader: asyncio.StreamReader, peer: Endpoint) -> int:
         try:
             async with asyncio.timeout(CALLBACK_TIMEOUT_S):
-                request = await _receive_request(reader)
+                request = await receive_request(reader)
         except TimeoutError:
             return HTTPStatus.REQUEST_TIMEOUT
         except h11.RemoteProtocolError as error:
@@ -369,7 +358,7 @@ class HttpListener:
         return self._on_request(request, peer)
 
 
-async def _receive_request(reader: asyncio.StreamReader) -> HttpRequest | None:
+async def receive_request(reader: asyncio.StreamReader) -> HttpRequest | None:
     """Read a whole request; None if it is too large. Raises h11's `RemoteProtocolError` and `OSError`."""
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MOST_HEAD_BYTES)
     head: h11.Request | None = None

@@ -24,6 +24,8 @@ RECEIVE_BUFFER_BYTES = 4 << 20
 _MOST_DATAGRAM_BYTES = 0xFFFF
 _ANCILLARY_BYTES = 64
 _BACKLOG = 128
+_ACCEPTED_PER_WAKEUP = 16
+_REST_S = 1.0  # after the system had no file for one more connection
 
 SocketAddress = tuple[str, int] | tuple[str, int, int, int]
 """A peer as the socket module names it; unlike an `Endpoint` it knows the scope of fe80::."""
@@ -42,6 +44,7 @@ class Datagram(NamedTuple):
 
 OnDatagram = Callable[["UdpListener", Datagram], None]
 OnConnection = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+OnAccepted = Callable[["Acceptor", socket.socket, Endpoint], None]
 
 
 class UdpListener:
@@ -95,6 +98,14 @@ class UdpListener:
             return False
         return True
 
+    def drain_with(self, drain: Callable[[], None]) -> socket.socket:
+        """Have `drain` called from now on whenever something has arrived, to read the socket given back.
+
+        It stays the listener's own, which goes on sending with it, and is closed by `close`.
+        """
+        self._loop.add_reader(self._socket, drain)
+        return self._socket
+
     def close(self) -> None:
         """Close the socket; no callback comes after that."""
         self._loop.remove_reader(self._socket)
@@ -131,8 +142,10 @@ class UdpListener:
 class StreamListener:
     """One listening TCP socket. Make it with `StreamListener.open`, end it with `close`."""
 
-    def __init__(self, server: asyncio.Server) -> None:
+    def __init__(self, server: asyncio.Server, local: Endpoint) -> None:
         self._server = server
+        self.local = local
+        """Where it listens; the address may be the unspecified one."""
 
     @classmethod
     async def open(cls, local: Endpoint, on_connection: OnConnection, *, limit_bytes: int) -> StreamListener:
@@ -148,11 +161,70 @@ class StreamListener:
         except OSError as error:
             sock.close()
             raise _refusal(local, "TCP", error) from error
-        return cls(server)
+        return cls(server, local.with_port(sock.getsockname()[1]))
 
     def close(self) -> None:
         """Stop listening; connections that are open stay so."""
         self._server.close()
+
+
+class Acceptor:
+    """One listening TCP socket that gives away each connection before a byte of it is read.
+
+    So its owner can refuse it, at no cost, where there are enough. Make it with `Acceptor.open`.
+    """
+
+    def __init__(self, sock: socket.socket, local: Endpoint, on_accepted: OnAccepted) -> None:
+        self._socket = sock
+        self._on_accepted = on_accepted
+        self._loop = asyncio.get_running_loop()
+        self._rest: asyncio.TimerHandle | None = None
+        self.local = local.with_port(sock.getsockname()[1])
+        """Where it listens; the address may be the unspecified one."""
+
+    @classmethod
+    def open(cls, local: Endpoint, on_accepted: OnAccepted) -> Acceptor:
+        """Listen at `local` (port 0: any free one); `on_accepted` gets a socket, which is its own then.
+
+        Raises `LocalAddressError`, with the reason and what can be done, where the address cannot be had.
+        """
+        sock = _bind(local, socket.SOCK_STREAM)
+        try:
+            sock.listen(_BACKLOG)
+        except OSError as error:
+            sock.close()
+            raise _refusal(local, "TCP", error) from error
+        self = cls(sock, local, on_accepted)
+        self._wake()
+        return self
+
+    def close(self) -> None:
+        """Stop listening; connections that are open stay so."""
+        if self._rest is not None:
+            self._rest.cancel()
+        self._loop.remove_reader(self._socket)
+        self._socket.close()
+
+    def _wake(self) -> None:
+        self._rest = None
+        self._loop.add_reader(self._socket, self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPTED_PER_WAKEUP):
+            try:
+                accepted, address = self._socket.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    self._loop.remove_reader(self._socket)
+                    self._rest = self._loop.call_later(_REST_S, self._wake)
+                    return
+                if error.errno == errno.EBADF:  # the callback has closed it
+                    return
+                continue  # who came has left already
+            accepted.setblocking(False)
+            self._on_accepted(self, accepted, endpoint_of(address))
 
 
 class _PacketInfo(NamedTuple):

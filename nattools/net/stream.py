@@ -1,10 +1,11 @@
-"""TCP and TLS connections of clients, cut into frames."""
+"""TCP and TLS connections, opened or accepted, cut into frames."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
 import os
+import socket
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,7 +27,7 @@ _CLOSE_TIMEOUT_S = 1.0
 
 
 class StreamConnection(asyncio.Protocol):
-    """One connection to a server. Make it with `StreamConnection.open`, end it with `close`."""
+    """One connection. Make it with `StreamConnection.open` or `accept`, end it with `close`."""
 
     def __init__(self, remote: Endpoint, frame_size: FrameSize, on_frame: OnFrame, on_lost: OnLost) -> None:
         self.remote = remote
@@ -99,6 +100,36 @@ class StreamConnection(asyncio.Protocol):
             raise TransportError(f"no connection to {remote}: {problem}") from error
         return self
 
+    @classmethod
+    async def accept(
+        cls,
+        accepted: socket.socket,
+        remote: Endpoint,
+        *,
+        frame_size: FrameSize,
+        on_frame: OnFrame,
+        on_lost: OnLost,
+        handshake_timeout_s: float = 10.0,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> StreamConnection:
+        """Serve a connection that a listening socket gave; with an `ssl_context` it is TLS.
+
+        Raises `TransportError` where there is nobody any more, or no TLS comes about; it is closed then.
+        """
+        self = cls(remote, frame_size, on_frame, on_lost)
+        limit_s = None if ssl_context is None else handshake_timeout_s
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: self, accepted, ssl=ssl_context, ssl_handshake_timeout=limit_s
+            )
+        except OSError as error:  # those of TLS are of this kind, too
+            accepted.close()
+            raise TransportError(f"no connection from {remote}: {error}") from error
+        except BaseException:
+            accepted.close()
+            raise
+        return self
+
     async def _start_tls(
         self, transport: asyncio.WriteTransport, context: ssl.SSLContext, server_name: str | None
     ) -> None:
@@ -121,6 +152,11 @@ class StreamConnection(asyncio.Protocol):
         """Whether nobody has ended the connection yet."""
         return not self._closing and self._loss is None
 
+    @property
+    def unsent_bytes(self) -> int:
+        """How much the peer has not taken yet of what was sent."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
     def send(self, data: bytes) -> None:
         """Send. Raises `TransportError` on a connection that has ended."""
         if self._closing or self._transport is None:
@@ -133,6 +169,13 @@ class StreamConnection(asyncio.Protocol):
         """End the connection, after what is still to be sent; no callback comes after that."""
         self._closing = True
         self._close_transport()
+
+    def abort(self) -> None:
+        """End the connection at once, whatever is still to be sent; no callback comes after that."""
+        self._closing = True
+        if self._transport is not None and not self._transport_closed:
+            self._transport_closed = True
+            self._transport.abort()
 
     async def wait_closed(self) -> None:
         """Wait, but not for long, until the connection has ended."""

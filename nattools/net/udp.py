@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import cast
 
@@ -77,7 +78,13 @@ def endpoint_of(address: object, *, with_scope: bool = False) -> Endpoint:
             host = f"{host}%{socket.if_indextoname(rest[1])}"
         except OSError:  # the interface has gone
             host = f"{host}%{rest[1]}"
-    return Endpoint(ip_address(host), port)
+    return Endpoint(_read_ip(host), port)
+
+
+@lru_cache(maxsize=4096)
+def _read_ip(text: str) -> IPAddress:
+    """An address as the system writes it; the same few send most datagrams."""
+    return ip_address(text)
 
 
 def socket_address(endpoint: Endpoint) -> tuple[str, int] | tuple[str, int, int, int]:

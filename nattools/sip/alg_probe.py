@@ -12,10 +12,11 @@ once more, and if that is answered, so is the INVITE that was not.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from nattools.endpoint import Endpoint
-from nattools.errors import DecodeError
+from nattools.errors import DecodeError, EncodeError
 from nattools.machine import Entropy, Transmit
 from nattools.sip.alg import AlgObservations, Exchange, Question, is_reflection
 from nattools.sip.headers import compose_contact, compose_via
@@ -167,7 +168,8 @@ class AlgProbe:
         if asked.question is Question.OPTIONS and is_reflection(answer):
             self._ask(Question.INVITE, asked.destination, now)
         if asked.question in _INVITE:
-            self._send(_ack(asked.request, answer), asked.destination)
+            with suppress(EncodeError):  # its To has a bare CR or LF, which nothing can be sent back with
+                self._send(_ack(asked.request, answer), asked.destination)
 
     @property
     def _interval_s(self) -> float:

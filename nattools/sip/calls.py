@@ -19,9 +19,8 @@ from nattools.sip.transaction import RINGING_S, T1_S, TIMEOUT_S
 KeyT = TypeVar("KeyT")
 ValueT = TypeVar("ValueT")
 
-_MOST_CALLS = 128
+MOST_CALLS = 128
 _MOST_FORKS = 16
-_MOST_ASKED = 64
 _MEDIA_LINES = (b"m=", b"c=")
 _DESCRIBING = ("INVITE", "ACK", "UPDATE", "PRACK")
 
@@ -119,7 +118,8 @@ class Call:
 class Calls:
     """The calls of a phone that is watched. Methods raise `DecodeError` for what cannot be understood."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, most: int = MOST_CALLS) -> None:
+        self._most = most
         self._calls: OrderedDict[tuple[bytes, bytes], Call] = OrderedDict()
         self._asked: OrderedDict[tuple[bytes, bytes | None, int], tuple[SipMessage, Endpoint]] = OrderedDict()
 
@@ -228,7 +228,7 @@ class Calls:
         method, tag = request.method, request.to_tag
         if method in ("INVITE", "UPDATE"):
             self._asked[request.call_id, request.from_tag, _number(request)] = (request, source)
-            _trim(self._asked, _MOST_ASKED)
+            _trim(self._asked, self._most // 2)
         call = None if tag is None else self._calls.get((request.call_id, tag))
         if call is None:
             return None
@@ -284,7 +284,7 @@ class Calls:
     def _keep(self, call: Call) -> None:
         """Remember a call, and forget another for it: the oldest that is over, else the oldest."""
         self._calls[call.call_id, call.local_tag] = call
-        if len(self._calls) > _MOST_CALLS:
+        if len(self._calls) > self._most:
             over = (key for key, other in self._calls.items() if other.is_over)
             self._calls.pop(next(over, next(iter(self._calls)))).is_over = True
 

@@ -109,7 +109,7 @@ class Descriptions:
 
     def needed(self, message: SipMessage) -> tuple[MediaPort, ...]:
         """The sockets in a message that have no binding; none where its body may not be edited anyway."""
-        if message.length_error or _signs_body(message):
+        if message.length_error or signs_body(message):
             return ()
         found: list[MediaPort] = []
         for part in sdp_parts(message):
@@ -130,7 +130,7 @@ class Descriptions:
         start, end = message.body_span
         if start == end:
             return []
-        is_signed = _signs_body(message)
+        is_signed = signs_body(message)
         events: list[MediaUnbound | Unedited] = []
         edited: list[tuple[Part, list[media.Edit]]] = []
         for part in sdp_parts(message):
@@ -245,7 +245,7 @@ def _is_one_above(rtcp: Endpoint | None, rtp: Endpoint) -> bool:
     return rtcp is not None and rtcp.port == rtp.port + 1 and rtcp.ip == rtp.ip
 
 
-def _signs_body(message: SipMessage) -> bool:
+def signs_body(message: SipMessage) -> bool:
     """Whether a digest covers the body: `qop=auth-int` (RFC 7616 §3.4.3)."""
     if b"auth-int" not in message.data.lower():
         return False

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from math import floor
+from typing import Protocol
 
 from nattools.errors import AuthenticationError, DecodeError
 from nattools.machine import Entropy
@@ -189,6 +190,16 @@ class _Answering:
     challenge: Challenge
     algorithm: Algorithm
     uses: int = 0
+
+
+class Answering(Protocol):
+    """Whoever answers challenges: a `DigestClient`, or what has several."""
+
+    def challenged(self, response: SipMessage, request: SipMessage | None = None, /) -> None:
+        """As `DigestClient.challenged`. Raises `AuthenticationError`."""
+
+    def headers(self, method: str, uri: str, body: bytes = b"", /) -> list[tuple[str, bytes]]:
+        """As `DigestClient.headers`."""
 
 
 class DigestClient:

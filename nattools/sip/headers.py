@@ -29,6 +29,7 @@ _new_tuple = tuple.__new__  # a NamedTuple's own constructor is Python, and take
 
 _QUOTED = rb'"(?:[^"\\]++|\\.)*+"'
 _TOKEN = rb"[A-Za-z0-9\-.!%*_+`'~]++"
+_WHOLE_TOKEN = re.compile(_TOKEN)
 _COMMON_VIA = re.compile(rb"SIP/2\.0/(UDP|TCP|TLS|SCTP|WSS?) (" + HOST + rb")(?::([0-9]{1,5}))?")
 _ANY_VIA = re.compile(
     rb"\s*+(" + _TOKEN + rb")\s*+/\s*+(" + _TOKEN + rb")\s*+/\s*+(" + _TOKEN + rb")\s++"
@@ -40,8 +41,10 @@ _PARAM = re.compile(
     rb"\s*+;\s*+(?:([^\s;=,\"<>]++)(?:\s*+=\s*+(" + _QUOTED + rb"|[^;\"<>(]*+))?)?", re.DOTALL
 )
 _LIST_MARK = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|<[^>]*+>?|\\.|[(),]', re.DOTALL)
+_COMMA = re.compile(rb",")
 _BLANK = b" \t\r\n\v\f"
 _LONGEST_COMMON_VIA = 100
+_LONGEST_REMEMBERED = 200
 
 COMPACT_NAMES = {
     "a": "accept-contact",
@@ -257,6 +260,7 @@ class NameAddress(NamedTuple):
         """Read the value that is `data`, or its part `span`. Raises `DecodeError`."""
         if span is None:
             span = Span(0, len(data))
+            return _read_address(data) if len(data) <= _LONGEST_REMEMBERED else cls.parse(data, span)
         start, end = span
         close = data.find(b">", start, end)
         if close > 0 and data[start] == 0x3C and data[start + 1] > 0x20 and data[close - 1] > 0x20:
@@ -290,6 +294,12 @@ class NameAddress(NamedTuple):
     def param(self, name: str) -> Param | None:
         """The first header param of that name (lower case), or None; those of the URI are `uri.param`'s."""
         return find_param(self.params, name)
+
+
+@lru_cache(maxsize=1024)
+def _read_address(data: bytes) -> NameAddress:
+    """Read an address alone, as the same Route is in all requests to one proxy."""
+    return NameAddress.parse(data, Span(0, len(data)))
 
 
 def _read_params(data: bytes, span: Span, position: int) -> tuple[Span, tuple[Param, ...]]:
@@ -342,6 +352,10 @@ def split_list(data: bytes, span: Span | None = None) -> list[Span]:
 
 def _commas(data: bytes, span: Span) -> Iterator[int]:
     """Where the commas are that split. A parenthesis without its partner begins no comment."""
+    start, end = span
+    text = data[start:end]
+    if len(text.translate(None, b'"<(\\')) == len(text):
+        return (match.start() for match in _COMMA.finditer(data, start, end))
     found: list[int] = []
     opened: list[int] = []  # how many commas stand before each parenthesis that is open
     for match in _LIST_MARK.finditer(data, *span):
@@ -366,7 +380,7 @@ def compose_via(sent_by: Endpoint, *, branch: str, transport: str = "UDP", rport
     `branch` must begin with `z9hG4bK` and be new for each transaction (§8.1.1.7). Raises `EncodeError`.
     """
     for word in (branch, transport):
-        if not re.fullmatch(_TOKEN, word.encode()):
+        if not _WHOLE_TOKEN.fullmatch(word.encode()):
             raise EncodeError(f"{word[:60]!r} is not a token, as a Via's branch and transport must be")
     return f"SIP/2.0/{transport} {sent_by}{';rport' if rport else ''};branch={branch}"
 

@@ -60,7 +60,7 @@ def streams(description: SessionDescription) -> list[Stream]:
         connection = media.connection
         if connection is None or (rtp := connection.receiver(media.port)) is None:
             continue
-        is_over_udp, has_rtcp = _carriage(media.protocol)
+        is_over_udp, has_rtcp = carriage(media.protocol)
         if is_over_udp:
             rtcp = media.rtcp_endpoint if has_rtcp and not media.is_rtcp_mux else None
             found.append(_new_tuple(Stream, (media, rtp, rtcp)))
@@ -68,7 +68,7 @@ def streams(description: SessionDescription) -> list[Stream]:
 
 
 @lru_cache(maxsize=64)
-def _carriage(protocol: str) -> tuple[bool, bool]:
+def carriage(protocol: str) -> tuple[bool, bool]:
     """Whether a protocol of m= lines runs over UDP, and whether it has RTCP."""
     layers = protocol.split("/")
     return layers[0] in _OVER_UDP and "TCP" not in layers, "RTP" in protocol

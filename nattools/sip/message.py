@@ -90,8 +90,11 @@ class SipMessage:
     __slots__ = (
         "_body_growth",
         "_body_span",
+        "_contacts",
         "_content_length",
+        "_cseq",
         "_edits",
+        "_from_tag",
         "_length_error",
         "_lengths",
         "_line_starts",
@@ -99,6 +102,8 @@ class SipMessage:
         "_method",
         "_names",
         "_replacements",
+        "_to_tag",
+        "_top_via",
         "data",
         "reason",
         "request_uri",
@@ -132,6 +137,11 @@ class SipMessage:
         self._content_length: int | None = None
         self._length_error = ""
         self._lengths: list[Span] = []
+        self._contacts: tuple[NameAddress, ...] | None = None  # what was read once is kept
+        self._cseq: tuple[int, str] | None = None
+        self._from_tag: bytes | None = None
+        self._to_tag: bytes | None = None
+        self._top_via: Via | None = None
         self._edits: list[Span] = []  # in their order in `data`, without overlap
         self._replacements: list[bytes] = []
         self._body_growth = 0
@@ -144,6 +154,14 @@ class SipMessage:
         SIP/2.0, a header has no colon, or no empty line ends the headers.
         """
         return cls(data)
+
+    def unedited(self) -> SipMessage:
+        """Another one of the bytes that this one was parsed from, to be edited apart from it."""
+        other = SipMessage.__new__(SipMessage)
+        for name in SipMessage.__slots__:
+            setattr(other, name, getattr(self, name))
+        other._edits, other._replacements, other._body_growth = [], [], 0
+        return other
 
     def encode(self) -> bytes:
         """The message with its edits; without any, exactly the bytes that it was parsed from.
@@ -263,11 +281,10 @@ class SipMessage:
         return [index for index, other in enumerate(names) if other == name]
 
     def _header(self, index: int) -> Header:
-        data = self.data
         start, end = self._line_starts[index : index + 2]
-        name = data[start : data.index(b":", start)].rstrip(_BLANK)
-        name_span = Span(start, start + len(name))
-        return Header(self._names[index], name_span, self._value_span(index), Span(start, end))
+        name_end = start + len(self._lines[index].partition(b":")[0].rstrip(_BLANK))
+        name_span, line_span = _new_tuple(Span, (start, name_end)), _new_tuple(Span, (start, end))
+        return _new_tuple(Header, (self._names[index], name_span, self._value_span(index), line_span))
 
     def _value_span(self, index: int) -> Span:
         data = self.data
@@ -309,12 +326,12 @@ class SipMessage:
     @property
     def top_via(self) -> Via | None:
         """The first Via value; None where there is none. Raises `DecodeError` when it is malformed."""
-        if "via" not in self._names:
-            return None
-        span = self._value_span(self._names.index("via"))
-        if self.data.find(b",", span[0], span[1]) >= 0:
-            span = next(iter(split_list(self.data, span)), span)
-        return Via.parse(self.data, span)
+        if self._top_via is None and "via" in self._names:
+            span = self._value_span(self._names.index("via"))
+            if self.data.find(b",", span[0], span[1]) >= 0:
+                span = next(iter(split_list(self.data, span)), span)
+            self._top_via = Via.parse(self.data, span)
+        return self._top_via
 
     @property
     def branch(self) -> bytes | None:
@@ -325,7 +342,10 @@ class SipMessage:
     @property
     def contacts(self) -> list[NameAddress]:
         """All values of all Contact headers. Raises `DecodeError` when any is malformed."""
-        return [NameAddress.parse(self.data, span) for span in self.values("contact")]
+        if self._contacts is None:
+            spans = self.values("contact")
+            self._contacts = tuple([NameAddress.parse(self.data, span) for span in spans])
+        return list(self._contacts)
 
     @property
     def call_id(self) -> bytes:
@@ -336,20 +356,25 @@ class SipMessage:
     @property
     def cseq(self) -> tuple[int, str] | None:
         """The number and the method of CSeq; None where there is none, or one that cannot be."""
-        match = _CSEQ.match(self.first_value("cseq"))
-        if match is None or int(match[1]) > _LARGEST_CSEQ:
-            return None
-        return int(match[1]), match[2].decode()
+        if self._cseq is None:
+            match = _CSEQ.match(self.first_value("cseq"))
+            if match is not None and int(match[1]) <= _LARGEST_CSEQ:
+                self._cseq = int(match[1]), match[2].decode()
+        return self._cseq
 
     @property
     def from_tag(self) -> bytes | None:
         """The tag of From, or None."""
-        return self._tag("from")
+        if self._from_tag is None:
+            self._from_tag = self._tag("from")
+        return self._from_tag
 
     @property
     def to_tag(self) -> bytes | None:
         """The tag of To, or None: then the request is not inside a dialog (RFC 3261 §12.2)."""
-        return self._tag("to")
+        if self._to_tag is None:
+            self._to_tag = self._tag("to")
+        return self._to_tag
 
     def _tag(self, name: str) -> bytes | None:
         match = _TAG.match(self.first_value(name))
@@ -516,12 +541,12 @@ def compose_response(
     if status_code == 100:
         repeated.append("timestamp")
     fields = []
-    for header in request.headers:
-        if header.name in repeated:
-            value = request.value(header).replace(b"\r", b" ")
-            if header.name == "to" and to_tag and request.to_tag is None:
+    for name, line in zip(request._names, request._lines, strict=True):
+        if name in repeated:
+            value = _FOLD.sub(b" ", line.partition(b":")[2].strip(_BLANK)).replace(b"\r", b" ")
+            if name == "to" and to_tag and request.to_tag is None:
                 value += b";tag=" + to_tag.encode()
-            fields.append(_compose_field(_WRITTEN.get(header.name, header.name.title()), value))
+            fields.append(_compose_field(_WRITTEN.get(name, name.title()), value))
     fields += (_compose_field(*header) for header in headers)
     return _compose(f"SIP/2.0 {status_code} {reason}", fields, body)
 

@@ -15,9 +15,7 @@ from nattools.sip.headers import NameAddress
 from nattools.sip.message import SipMessage
 from nattools.sip.uri import SIP_PORT
 
-_MOST_REGISTRATIONS = 32
-_MOST_ASKED = 64
-_MOST_CALL_IDS = 64
+MOST_REGISTRATIONS = 32
 _MOST_STALE = 8
 
 
@@ -57,9 +55,10 @@ class Registration:
 
 
 class Registrations:
-    """All registrations of a phone, and the CSeq numbers of its REGISTERs."""
+    """The latest registrations of a phone, and the CSeq numbers of its REGISTERs."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, most: int = MOST_REGISTRATIONS) -> None:
+        self._most = most
         self._accepted: OrderedDict[tuple[bytes, bytes], Registration] = OrderedDict()
         self._asked: OrderedDict[tuple[bytes, int], tuple[SipMessage, Endpoint]] = OrderedDict()
         self._shifts: OrderedDict[bytes, CSeqShift] = OrderedDict()
@@ -91,8 +90,8 @@ class Registrations:
         shift = self._shifts.setdefault(call_id, CSeqShift())
         self._shifts.move_to_end(call_id)
         self._asked[call_id, number] = (request, destination)
-        for memory, most in ((self._shifts, _MOST_CALL_IDS), (self._asked, _MOST_ASKED)):
-            while len(memory) > most:
+        for memory in (self._shifts, self._asked):
+            while len(memory) > 2 * self._most:
                 memory.popitem(last=False)
         ended = self._accepted.pop(_key(request), None) if _is_farewell(request) else None
         return shift.outgoing(number), ended
@@ -116,7 +115,7 @@ class Registrations:
         stale = [] if before is None else before.stale
         stale += [it for it in _listed(response, self._left) if it not in stale]
         registration = self._accepted[key] = Registration(request, destination, shift, stale)
-        while len(self._accepted) > _MOST_REGISTRATIONS:
+        while len(self._accepted) > self._most:
             self._accepted.popitem(last=False)
         return number, registration
 

@@ -18,13 +18,13 @@ from typing import NamedTuple
 from nattools.endpoint import Endpoint
 from nattools.errors import AuthenticationError, DecodeError, EncodeError
 from nattools.machine import Entropy, Transmit
-from nattools.sip.calls import Call, Calls
+from nattools.sip.calls import MOST_CALLS, Call, Calls
 from nattools.sip.change import register_after_change
 from nattools.sip.dialog import Dialog, Fields
-from nattools.sip.digest import DigestClient
+from nattools.sip.digest import Answering
 from nattools.sip.headers import compose_via
 from nattools.sip.message import SipMessage, compose_response
-from nattools.sip.registrations import Registration, Registrations
+from nattools.sip.registrations import MOST_REGISTRATIONS, Registration, Registrations
 from nattools.sip.sdp import SessionDescription
 from nattools.sip.transaction import TIMEOUT_S, ClientTransaction
 
@@ -157,15 +157,22 @@ class Renewal:
     """
 
     def __init__(
-        self, local: Endpoint, *, entropy: Entropy, digest: DigestClient | None = None, transport: str = "UDP"
+        self,
+        local: Endpoint,
+        *,
+        entropy: Entropy,
+        digest: Answering | None = None,
+        transport: str = "UDP",
+        most_registrations: int = MOST_REGISTRATIONS,
+        most_calls: int = MOST_CALLS,
     ) -> None:
         """`local` is the phone's SIP socket; with `digest` it answers challenges in the phone's name."""
         self.local = local
         self._entropy = entropy
         self._digest = digest
         self._transport = transport
-        self._registrations = Registrations()
-        self._calls = Calls()
+        self._registrations = Registrations(most=most_registrations)
+        self._calls = Calls(most=most_calls)
         self._moves: dict[tuple[bytes, bytes], tuple[Call, float]] = {}  # what to tell, and from when on
         self._errands: list[_Errand] = []
         self._running: dict[bytes, _Running] = {}

@@ -39,6 +39,11 @@ class SipStream:
         self._is_second = False  # whether a CRLF now is the second one of a ping
         self._error: DecodeError | None = None
 
+    @property
+    def is_between_messages(self) -> bool:
+        """Whether no message has begun that is not whole."""
+        return not self._held
+
     def feed(self, data: bytes) -> None:
         """Take bytes in the order that they arrived in."""
         if self._error is None:

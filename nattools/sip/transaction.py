@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from nattools.endpoint import Endpoint
 from nattools.errors import DecodeError
 from nattools.machine import Transmit
@@ -27,19 +29,26 @@ class ClientTransaction:
     """
 
     def __init__(
-        self, request: bytes, destination: Endpoint, *, now: float, is_reliable: bool = False
+        self,
+        request: bytes,
+        destination: Endpoint,
+        *,
+        now: float,
+        is_reliable: bool = False,
+        known: tuple[bytes, str] | None = None,
     ) -> None:
         """Make the request ready to be sent at once, and over UDP again; a stream `is_reliable`.
 
-        Raises `DecodeError` when it has no branch.
+        `known` are its branch and its method, where the driver need not have them read. Raises `DecodeError`
+        when it has no branch.
         """
-        self.request = SipMessage.parse(request)
-        branch = self.request.branch
+        self._data = request
+        branch, self.method = known or (self.request.branch, self.request.method)
         if branch is None:
             raise DecodeError("a request without a branch has no transaction")
         self.branch = branch
         self.destination = destination
-        self._is_invite = self.request.method == "INVITE"
+        self._is_invite = self.method == "INVITE"
         self._interval_s = T1_S
         self._due: float | None = now
         self._ends_at = now + TIMEOUT_S
@@ -52,6 +61,11 @@ class ClientTransaction:
         self.handle_timeout(now=now)
         if is_reliable:
             self._due = None
+
+    @cached_property
+    def request(self) -> SipMessage:
+        """The request."""
+        return SipMessage.parse(self._data)
 
     @property
     def is_over(self) -> bool:
@@ -77,7 +91,7 @@ class ClientTransaction:
             self.has_timed_out = not self._is_final
             self._due = None
         elif self._due is not None and now >= self._due:
-            self._outbox.append(Transmit(self.request.data, self.destination))
+            self._outbox.append(Transmit(self._data, self.destination))
             self._due = now + self._interval_s
             self._interval_s *= 2
             if not self._is_invite:
@@ -91,7 +105,7 @@ class ClientTransaction:
     def receive(self, response: SipMessage, *, now: float) -> None:
         """Take a response with this transaction's branch; one to another method is passed over."""
         status = response.status_code or 0
-        if response.method != self.request.method or status < 100 or self.has_timed_out:
+        if response.method != self.method or status < 100 or self.has_timed_out:
             return
         if self._is_final:
             if self._is_invite and 200 <= status < 300 and self._ack is None:

@@ -17,6 +17,7 @@ SIPS_PORT = 5061
 _new_tuple = tuple.__new__  # a NamedTuple's own constructor is Python, and takes twice the time
 _LONGEST_IP = len("[0000:0000:0000:0000:0000:ffff:255.255.255.255]")
 _LONGEST_SCHEME = 40
+_LONGEST_REMEMBERED = 200
 
 # In all patterns of this package a repetition that another one follows is possessive, so that no text
 # takes more than linear time. Inside brackets a colon is asked for, so that a host with one had brackets.
@@ -77,7 +78,8 @@ class SipUri(NamedTuple):
     def parse(cls, data: bytes, span: Span | None = None) -> SipUri:
         """Read the URI that is `data`, or its part `span`. Raises `DecodeError`."""
         if span is None:
-            span = Span(0, len(data))
+            whole = Span(0, len(data))
+            return _read_uri(data) if len(data) <= _LONGEST_REMEMBERED else cls.parse(data, whole)
         start, end = span
         match = _URI.match(data, start, end)
         if match is None:
@@ -129,6 +131,12 @@ class SipUri(NamedTuple):
         """The IP address and port, `default_port` where none is written; None for a host name."""
         ip = read_ip(self.host)
         return None if ip is None else Endpoint(ip, default_port if self.port is None else self.port)
+
+
+@lru_cache(maxsize=1024)
+def _read_uri(data: bytes) -> SipUri:
+    """Read a URI alone; a few are read again and again: where this proxy is, who is called just now."""
+    return SipUri.parse(data, Span(0, len(data)))
 
 
 def _read_other_uri(data: bytes, span: Span) -> SipUri:

@@ -16,6 +16,7 @@ from nattools.binding import keeper as keeper_module
 from nattools.binding.keeper import Keeper
 from nattools.binding.machine import BindingMachine
 from nattools.binding.model import ChangeKind, Claim, Method, Source
+from nattools.binding.providers import configured
 from nattools.binding.providers import router as router_module
 from nattools.binding.providers import stun as stun_module
 from nattools.binding.settings import LEARN, Settings
@@ -232,7 +233,7 @@ def test_what_the_router_gave_for_nothing_is_given_back(router: FakeRouter) -> N
 def test_static_claims_are_renewed_by_one_timer(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeRouter()
     fake.method = Method.STATIC
-    monkeypatch.setattr(keeper_module, "StaticProvider", lambda *_: fake)
+    monkeypatch.setattr(configured, "StaticProvider", lambda *_: fake)
     monkeypatch.setattr(keeper_module, "REFRESH_S", 0.02)
 
     async def work() -> None:
@@ -376,7 +377,7 @@ def test_a_tunnel_is_looked_at_whenever_the_network_changes(
 ) -> None:
     fake = FakeRouter()
     fake.method = Method.VPN
-    monkeypatch.setattr(keeper_module, "VpnProvider", lambda *_: fake)
+    monkeypatch.setattr(configured, "VpnProvider", lambda *_: fake)
 
     async def work() -> None:
         settings = Settings(methods=(Method.VPN,), vpn_interface="wg0")

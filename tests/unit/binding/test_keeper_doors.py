@@ -6,16 +6,18 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
-from nattools.binding.client import LiveBinding
+from nattools.binding.client import BoundSocket, LiveBinding
 from nattools.binding.keeper import Keeper, bind_socket, bind_transport, open_binding, open_pair
 from nattools.binding.model import ChangeKind, Method
 from nattools.binding.settings import Settings
 from nattools.endpoint import Endpoint
 from nattools.errors import BindingError, DecodeError, LocalAddressError, TransportError
+from nattools.net.udp import UdpSocket
 from nattools.stun.message import Message, MessageClass
 from nattools.stun.message import Method as StunMethod
 from tests.unit.binding.on_loopback import address, asking, bound, endpoint, eventually, run, stun_server
@@ -84,7 +86,41 @@ async def transport(settings: Settings) -> AsyncIterator[tuple[LiveBinding, Read
         theirs.close()
 
 
-every_door = pytest.mark.parametrize("door", [own, own_with_callback, adopted, transport])
+@asynccontextmanager
+async def shared(settings: Settings) -> AsyncIterator[tuple[LiveBinding, Read]]:
+    heard: asyncio.Queue[tuple[bytes, Endpoint]] = asyncio.Queue()
+    lives: list[LiveBinding] = []
+
+    def take(data: bytes, source: Endpoint) -> None:
+        if not lives[0].eats(data, source):
+            heard.put_nowait((data, source))
+
+    def share(live: LiveBinding) -> BoundSocket:
+        lives.append(live)
+        return Lent(theirs)
+
+    theirs = await UdpSocket.open(local_address=ip_address("127.0.0.1"), on_datagram=take)
+    try:
+        async with Keeper.open(settings) as keeper, keeper.bind_shared(share) as binding:
+            yield binding, heard.get
+            theirs.send(b"", binding.public)  # it is still open
+    finally:
+        theirs.close()
+
+
+class Lent:
+    """A socket that is somebody else's to close."""
+
+    is_dual_stack = False
+
+    def __init__(self, sock: UdpSocket) -> None:
+        self.local, self.send = sock.local, sock.send
+
+    def close(self) -> None:
+        """Leave it open."""
+
+
+every_door = pytest.mark.parametrize("door", [own, own_with_callback, adopted, transport, shared])
 
 
 @every_door

@@ -251,6 +251,21 @@ def _local() -> tuple[object, int]:
     return LOCAL.ip, LOCAL.port
 
 
+def test_an_answer_that_no_ack_can_repeat_is_taken_all_the_same() -> None:
+    reflect = reflecting()
+
+    def mad(data: bytes, source: Endpoint) -> bytes | None:
+        answer = reflect(data, source)
+        if answer is None or b"INVITE" not in answer.partition(b"\r\n\r\n")[0]:
+            return answer
+        return answer.replace(b"\r\nCall-ID:", b"\rCall-ID:", 1)  # To goes on after a bare CR
+
+    asked = network(sip=mad, control=mad)
+    assert asked.verdict().packets_sent == len(asked.sent)
+    assert any(data.startswith(b"INVITE") for data, _ in asked.sent)
+    assert not any(data.startswith(b"ACK") for data, _ in asked.sent)
+
+
 def test_answers_that_are_not_ours_are_passed_over() -> None:
     asked = network()
     probe = asked.probe()

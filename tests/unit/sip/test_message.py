@@ -406,3 +406,17 @@ class TestHostileMessage:
                 for header in message.headers[:3]:
                     message.value(header)
                     message.values(header.name)
+
+
+def test_another_one_of_the_same_bytes_is_edited_apart() -> None:
+    message = SipMessage.parse(
+        b"BYE sip:b@192.0.2.1 SIP/2.0\r\nVia: SIP/2.0/UDP 192.0.2.2;branch=z9hG4bKa\r\n"
+        b"CSeq: 2 BYE\r\nContent-Length: 2\r\n\r\nab"
+    )
+    message.edit(message.body_span, b"longer")
+    other = message.unedited()
+    assert (other.encode(), other.is_edited) == (message.data, False)
+    other.edit(other.values("cseq")[0], b"3 BYE")
+    assert other.encode() == message.data.replace(b"2 BYE", b"3 BYE")
+    assert message.encode() == message.data.replace(b"Length: 2", b"Length: 6").replace(b"ab", b"longer")
+    assert (other.branch, other.cseq) == (b"z9hG4bKa", (2, "BYE"))

@@ -145,3 +145,9 @@ def test_over_a_stream_it_is_sent_once(method: str) -> None:
     transaction = ClientTransaction(request(method), SERVER, now=0, is_reliable=True)
     assert run(transaction, 100) == [0]
     assert transaction.has_timed_out
+
+
+def test_what_the_driver_knows_is_not_read_again() -> None:
+    transaction = ClientTransaction(b"never looked at", SERVER, now=0, known=(b"z9hG4bKa", "BYE"))
+    assert (transaction.branch, transaction.method) == (b"z9hG4bKa", "BYE")
+    assert [transmit.data for transmit in transaction.transmits()] == [b"never looked at"]

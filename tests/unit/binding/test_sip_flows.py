@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import pytest
 
-from nattools.binding.background import KeptSocket
+from nattools.binding import sip_flows
 from nattools.binding.schedule import KeepaliveKind
+from nattools.binding.sip_flows import SipFlows
 from nattools.blocking import flows
-from nattools.blocking.flows import SipFlows
 from nattools.endpoint import Endpoint
 
 
@@ -32,9 +30,11 @@ def sock() -> OpenFlows:
     return OpenFlows()
 
 
-@pytest.fixture
-def kept(sock: OpenFlows) -> SipFlows:
-    return SipFlows(cast(KeptSocket, sock))
+@pytest.fixture(params=[SipFlows, flows.SipFlows], ids=["one thread", "many threads"])
+def kept(sock: OpenFlows, request: pytest.FixtureRequest) -> SipFlows:
+    made = request.param(sock)
+    assert isinstance(made, SipFlows)
+    return made
 
 
 def at(port: int) -> Endpoint:
@@ -80,7 +80,7 @@ def test_what_somebody_else_still_needs_stays_open(sock: OpenFlows, kept: SipFlo
 
 
 def test_peers_are_limited(sock: OpenFlows, kept: SipFlows, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flows, "MOST_PEERS", 2)
+    monkeypatch.setattr(sip_flows, "MOST_PEERS", 2)
     for port in (1, 2, 3):
         kept.keep_peer(b"%d" % port, at(port))
     assert sock.open == [2, 3]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from nattools.blocking.news import in_words, is_trouble
 from nattools.endpoint import Endpoint
 from nattools.sip.learning import AlgSuspected, Learned
+from nattools.sip.news import in_words, is_trouble
 from nattools.sip.renewal import CallMoved, NeedsPhone, NotRenewed, Registered, RenewalEvent
 from nattools.sip.rewriter import MediaPort, MediaUnbound, RewriterEvent, TooLarge, Unedited
 

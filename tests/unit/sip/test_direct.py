@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from nattools.blocking import calls
-from nattools.blocking.calls import Calls, Direct, Ended
 from nattools.endpoint import Endpoint
+from nattools.sip import direct
+from nattools.sip.direct import Calls, Direct, Ended
 from tests.unit.blocking.phones import request, response, sdp
 
 ME, PEER = Endpoint.of("192.168.0.111", 5060), Endpoint.of("198.51.100.7", 5070)
@@ -71,7 +71,7 @@ def test_a_peer_that_is_a_name_cannot_be_sent_to() -> None:
 
 
 def test_callers_are_forgotten_the_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls, "MOST_CALLS", 2)
+    monkeypatch.setattr(direct, "MOST_CALLS", 2)
     seen = Calls()
     invites = [request("INVITE", PEER, call_id=str(number)) for number in range(3)]
     for invite in (*invites, invites[1]):
