@@ -44,6 +44,7 @@ DOORS = (  # the files that may open sockets, await, read clocks and log
     "binding/background.py",
     "binding/keeper.py",
     "binding/providers/*.py",
+    "session/controller/*.py",
     "session/engines/*.py",
     "session/stores/*.py",
     "upnp/miniupnpc.py",

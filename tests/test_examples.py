@@ -27,6 +27,10 @@ def test_the_embedded_server() -> None:
     assert "I am seen as 127.0.0.1:" in output_of("embedded_server.py")
 
 
+def test_the_session_controller() -> None:
+    assert "it says SIP/2.0 200 OK\n0 calls, 0 registrations\n" in output_of("session_controller.py")
+
+
 @needs_second_loopback
 def test_the_embedded_check() -> None:
     assert "NAT type   open" in output_of("check_embedded.py")

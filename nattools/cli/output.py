@@ -7,7 +7,10 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from itertools import zip_longest
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _WIDEST = 100
 _GAP = "  "
@@ -37,13 +40,22 @@ def print_json_line(document: dict[str, object]) -> None:
 class Page:
     """Labelled rows and lists on stdout: in colour on a terminal unless NO_COLOR is set, else plain text."""
 
-    def __init__(self, *, label_width: int) -> None:
+    def __init__(self, *, label_width: int, console: Console | None = None) -> None:
         from rich.console import Console  # it takes 60 ms to load, and only people need it
 
         # without emoji=False, the ":a:" in fe80::a:1 would be a picture
-        self._console = Console(highlight=False, soft_wrap=True, emoji=False)
+        self._console = console or Console(highlight=False, soft_wrap=True, emoji=False)
         self._width = max(min(self._console.width, _WIDEST), 2 * label_width)
         self._label_width = label_width
+
+    @property
+    def width(self) -> int:
+        """How many columns the page has."""
+        return self._width
+
+    def gap(self) -> None:
+        """An empty line."""
+        self._console.print()
 
     def row(self, label: str, value: str, *, style: str = "") -> None:
         """A label, and its value wrapped beside it."""

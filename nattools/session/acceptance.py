@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -13,6 +13,14 @@ from nattools.session.transactions import MAGIC_COOKIE
 from nattools.sip.headers import Via
 from nattools.sip.message import SipMessage
 from nattools.sip.uri import SipUri, Span
+
+REASONS = {
+    408: "Request Timeout",
+    480: "Temporarily Unavailable",
+    487: "Request Terminated",
+    500: "Server Internal Error",
+}
+"""How a proxy names its own final responses."""
 
 MAX_FORWARDS = 70
 """How far a request goes that does not say (RFC 3261 §8.1.1.6)."""
@@ -109,17 +117,26 @@ def branch(request: SipMessage, unique: bytes) -> str:
 
 def is_loop(request: SipMessage, flows: Flows) -> bool:
     """Whether this proxy has sent this very request on before. Malformed Vias are passed over."""
+    expected = None
+    for branch in own_branches(request, flows):
+        expected = expected or mark(request)
+        if branch.startswith(MAGIC_COOKIE + expected):
+            return True
+    return False
+
+
+def own_branches(request: SipMessage, flows: Flows) -> Iterator[bytes]:
+    """The branches of the Vias that this proxy has written into a request before, the last one first.
+
+    It came here then, went on, and was sent back, changed: a spiral (RFC 3261 §6).
+    """
     spans = request.values("via")
     if len(spans) < 2:
-        return False
-    expected = None
+        return
     for via in _readable(request, spans):
-        match = None if via.branch is None else _OWN_BRANCH.fullmatch(via.branch)
-        if match is not None and flows.is_own(via.host, via.port):
-            expected = expected or mark(request)
-            if match[1] == expected:
-                return True
-    return False
+        is_own = via.branch is not None and _OWN_BRANCH.fullmatch(via.branch) is not None
+        if via.branch is not None and is_own and flows.is_own(via.host, via.port):
+            yield via.branch
 
 
 def _readable(request: SipMessage, spans: Iterable[Span]) -> Iterable[Via]:

@@ -33,7 +33,7 @@ class Wish:
     """One Contact of a REGISTER. `expires_s` is 0 where it is to be taken away.
 
     `reg_id` is None unless the phone has flows by RFC 5626; `received` is where it is heard from, if its
-    contact says something else that only it can know.
+    contact says something else that only it can know, or if it is behind a NAT.
     """
 
     contact: bytes
@@ -58,7 +58,7 @@ def read_wishes(
     A time that is none counts as none given, as RFC 3261 §10.2.1.1 has it. `has_outbound` is whether the
     phone supports RFC 5626, without which a reg-id means nothing.
     """
-    general = _read_seconds(request.first_value("expires"))
+    general = read_seconds(request.first_value("expires"))
     default = default_expires_s if general is None else general
     via = _only_via(request)
     return tuple(
@@ -83,7 +83,7 @@ def _read_wish(
         raise DecodeError("a Contact with blanks in its URI")
     if len(uri) + len(params) > _MOST_CONTACT_BYTES:
         raise DecodeError(f"a Contact of more than {_MOST_CONTACT_BYTES} bytes")
-    expires_s = _read_seconds(_value(contact, "expires"))
+    expires_s = read_seconds(_value(contact, "expires"))
     q = _value(contact, "q")
     match = _INSTANCE.fullmatch(_value(contact, "+sip.instance"))
     instance = "" if match is None else match[1].decode("utf-8", "surrogateescape")
@@ -104,14 +104,17 @@ def _only_via(request: SipMessage) -> Via | None:
 
 
 def _received(uri: SipUri, via: Via, source: Endpoint) -> Endpoint | None:
-    """`source`, where the contact is the phone's own idea of where it is, and not where it is heard from.
+    """`source`, where the contact is the phone's own idea of where it is, or the phone is behind a NAT.
 
     A contact that is neither in a private network nor where the Via says is meant as it stands: a phone may
     register another one.
     """
     is_stream = via.transport != "UDP"
-    if uri.scheme not in ("sip", "sips") or (not is_stream and uri.endpoint() == source):
+    if uri.scheme not in ("sip", "sips"):
         return None
+    if not is_stream and uri.endpoint() == source:
+        # A phone that has learnt its public endpoint is behind a NAT all the same, which may forget it.
+        return source if via.ip is not None and via.ip != source.ip else None
     is_inside = uri.ip is not None and Endpoint(uri.ip, 0).address_class in _INSIDE
     is_own = canonical_host(uri.host) == canonical_host(via.host)
     # Without rport a phone may send from one port and listen at another (RFC 3581 §1).
@@ -119,7 +122,8 @@ def _received(uri: SipUri, via: Via, source: Endpoint) -> Endpoint | None:
     return source if is_inside or (is_own and is_elsewhere) else None
 
 
-def _read_seconds(value: bytes) -> int | None:
+def read_seconds(value: bytes) -> int | None:
+    """The seconds of an expires or Expires, too many of them cut down; None for what is no number."""
     if not _DIGITS.fullmatch(value):
         return None
     digits = value.lstrip(b"0")
@@ -127,7 +131,7 @@ def _read_seconds(value: bytes) -> int | None:
 
 
 def _read_reg_id(contact: NameAddress) -> int | None:
-    number = _read_seconds(_value(contact, "reg-id"))
+    number = read_seconds(_value(contact, "reg-id"))
     return number if number is not None and 0 < number <= _LARGEST_REG_ID else None
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from nattools.session.dialogs import Call, Dialogs, Party, refresh
+from nattools.session.events import CallFailed, ChangeFailed
 from nattools.session.flows import Flow
 from nattools.session.forking import Fork
 from nattools.session.nat_tests import NatTest
+from nattools.session.passing import reply_endpoint
 from nattools.session.routing import Itinerary
 from nattools.session.transactions import ServerKey, ServerTransaction
 from nattools.sip.message import SipMessage
 
 _TRYING_AFTER_S = 0.2  # RFC 3261 §17.2.1
+_OFFERING = frozenset({"INVITE", "UPDATE", "PRACK"})
 _DECIDED_WITHIN_S = 30.0  # before the client gives up
 
 
@@ -24,7 +27,8 @@ class Context:
     """
 
     number: int
-    request: SipMessage
+    message: SipMessage | bytes
+    """The request, or the bytes of one that was answered; `request` is it in any case."""
     key: ServerKey | None
     server: ServerTransaction | None
     flow: Flow
@@ -32,6 +36,12 @@ class Context:
     began_at: float
     nat: NatTest = NatTest(0)  # noqa: RUF009 - an IntFlag cannot change
     itinerary: Itinerary = Itinerary(b"", None)  # noqa: RUF009 - frozen
+    earlier: Context | None = None
+    """The same request as it came here first, where another proxy has sent it back (a spiral)."""
+    is_direct: bool = False
+    """Whether it comes from a phone itself, and no proxy is in between."""
+    is_again: bool = False
+    """Whether it has been here before: then it comes from that proxy, and not from its sender."""
     call: Call | None = None
     """The call that it is in; None for what begins one."""
     sender: Party | None = None
@@ -46,9 +56,36 @@ class Context:
     """Whether its Contact leads back only by what was done to it."""
     has_tried: bool = False
 
+    @classmethod
+    def begin(
+        cls,
+        number: int,
+        request: SipMessage,
+        key: ServerKey | None,
+        flow: Flow,
+        *,
+        is_reliable: bool,
+        now: float,
+    ) -> Context:
+        """That of a request that has just come by `flow`. Raises `DecodeError` without a Via."""
+        remote = flow.remote if is_reliable else reply_endpoint(request, flow.remote)
+        server = None if key is None else ServerTransaction(request, is_reliable=is_reliable)
+        return cls(number, request, key, server, flow, replace(flow, remote=remote), now)
+
+    @property
+    def request(self) -> SipMessage:
+        """The request, with what `mark_source` has written into it."""
+        return SipMessage.parse(self.message) if isinstance(self.message, bytes) else self.message
+
+    def condense(self) -> None:
+        """Keep little of what was answered: it stays for half a minute, and hardly anybody asks again."""
+        if not isinstance(self.message, bytes):
+            self.message = self.message.data
+            self.fork.condense()
+
     @property
     def trying_at(self) -> float:
-        """When a 100 must be sent even if nothing is decided yet."""
+        """When a 100 must be sent where nothing else was: by then the INVITE would soon be sent again."""
         return self.began_at + _TRYING_AFTER_S
 
     @property
@@ -56,12 +93,46 @@ class Context:
         """When it is refused if nothing is decided yet."""
         return self.began_at + _DECIDED_WITHIN_S
 
+    @property
+    def first_number(self) -> int:
+        """The number that this request had when it came here first."""
+        return self.number if self.earlier is None else self.earlier.first_number
+
     def timeout_at(self) -> float | None:
         """When it wants the time next, or None."""
+        if self.may_try:
+            return self.trying_at
         if self.is_decided:
             return None if self.server is None else self.server.timeout_at()
-        may_try = self.server is not None and self.request.method == "INVITE" and not self.has_tried
-        return self.trying_at if may_try else self.decide_by
+        return self.decide_by
+
+    @property
+    def may_try(self) -> bool:
+        """Whether it is an INVITE that nothing was answered to yet."""
+        is_open = self.server is not None and not self.server.is_answered
+        return is_open and self.request.method == "INVITE" and not self.has_tried
+
+    def is_done_by(self, status_code: int) -> bool:
+        """Whether nothing needs to be kept once this proxy itself has answered so, and nobody was asked.
+
+        OPTIONS can be answered again; and what was refused, unless the client waits for the outcome.
+        """
+        is_undone = status_code >= 300 and status_code != 487
+        is_repeatable = is_undone or self.request.method == "OPTIONS"
+        return is_repeatable and not self.has_tried and not self.fork.branches
+
+    def failure(self, status_code: int) -> CallFailed | ChangeFailed | None:
+        """What a final response means to a call that was to begin, or to change; None: nothing."""
+        if status_code < 300 or self.server is None:
+            return None
+        method = self.request.method
+        if method == "INVITE" and self.call is None:
+            return CallFailed(self.number, self.request.call_id, status_code)
+        return ChangeFailed(self.number, status_code) if method in _OFFERING else None
+
+    def ends_call(self, status_code: int) -> bool:
+        """Whether a response is to a BYE that need not be sent again: its call is over then."""
+        return self.request.method == "BYE" and status_code >= 200 and status_code not in (401, 407)
 
     def join(self, dialogs: Dialogs) -> None:
         """Look whether the request is in a call, and note in it what the request says of its sender."""
@@ -70,7 +141,8 @@ class Context:
             return
         self.call, receiver = found
         self.sender = self.call.other(receiver)
-        self.sender.seen = self.flow
+        if not self.is_again:
+            self.sender.seen = self.flow
         number = self.request.cseq
         self.sender.cseq = max(self.sender.cseq, 0 if number is None else number[0])
 
@@ -93,13 +165,16 @@ class Context:
         if call is None or sender is None:
             return None
         receiver = call.other(sender)
-        refresh(sender, self.request)
-        refresh(receiver, response)
-        if self.request.header("contact") is not None:
-            sender.flow = self.flow if self.is_fixed else None
-        receiver.seen = flow
-        if response.header("contact") is not None:
-            receiver.flow = flow if is_fixed else None
+        if not self.is_again:
+            refresh(sender, self.request)
+            sender.seen = self.flow
+            if self.request.header("contact") is not None:
+                sender.flow = self.flow if self.is_fixed else None
+        if receiver.is_told_by(self.request, self.number):
+            refresh(receiver, response)
+            receiver.seen = flow
+            if response.header("contact") is not None:
+                receiver.flow = flow if is_fixed else None
         if self.call is not None or code < 200 or call.is_answered:
             return None
         call.is_answered = True

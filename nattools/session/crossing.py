@@ -102,6 +102,7 @@ class Crossing:
         else:
             is_own = latch.receive(data, source, now=now)
         if not is_own:
+            self.latches[side.other].held += latch.is_unknown
             self._events.append(Foreign(side, is_rtcp, source, data))
             return
         self._punch_at = None

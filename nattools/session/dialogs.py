@@ -37,6 +37,16 @@ class Party:
     """The Request-URI that the callee was reached by, which leads to it where its Contact does not."""
     cseq: int = 0
     """The highest number of its requests."""
+    told: tuple[int, int] = (-1, -1)
+    """Whose response has told of it last: the CSeq of that request, and its number here."""
+
+    def is_told_by(self, request: SipMessage, number: int) -> bool:
+        """Whether this pass of `request` is the nearest to the party: its response comes by before others."""
+        cseq = request.cseq
+        if cseq is None or (self.told[0] == cseq[0] and self.told[1] != number):
+            return False
+        self.told = cseq[0], number
+        return True
 
 
 @dataclass(slots=True, eq=False)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterable
+from collections.abc import Callable, Collection, Container, Iterable
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 
-from nattools.endpoint import Endpoint
+from nattools.endpoint import Endpoint, IPAddress
 from nattools.sip.uri import SIP_PORT, SIPS_PORT, SipUri, read_ip
 
 _TRANSPORTS = ("UDP", "TCP", "TLS")
+_BROADCAST = IPv4Address("255.255.255.255")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +54,27 @@ class Listener:
 class Flows:
     """The listeners of a proxy and the connections that are open, by the names that the driver gave them."""
 
-    def __init__(self, listeners: Iterable[Listener], domains: Container[bytes] = ()) -> None:
-        """Know the listeners, one at least; `domains` are host names that mean this proxy, in lower case."""
+    def __init__(
+        self,
+        listeners: Iterable[Listener],
+        domains: Container[bytes] = (),
+        *,
+        facing: Callable[[Endpoint], IPAddress | None] | None = None,
+    ) -> None:
+        """Know the listeners, one at least; `domains` are host names that mean this proxy, in lower case.
+
+        `facing` tells which of this machine's addresses its routes choose towards an endpoint: what left from
+        another would carry a source that is wrong there.
+        """
         self._listeners = {listener.name: listener for listener in listeners}
         if not self._listeners:
             raise ValueError("a proxy without a listener")
+        self._own = _own_places(self._listeners.values())
         self._domains = domains
+        self._facing = facing
         self._connections: dict[str, tuple[Listener, Endpoint]] = {}
         self._by_peer: dict[tuple[str, Endpoint], str] = {}
+        self._trusted: set[Endpoint] = set()
 
     @property
     def listeners(self) -> Collection[Listener]:
@@ -90,33 +105,53 @@ class Flows:
     def towards(self, remote: Endpoint, transport: str, *, near: str = "") -> Flow | None:
         """How to send to `remote`: by the open connection, or else from a listener, `near` before others.
 
-        None where no listener has that transport and IP version.
+        Where they have several addresses, it is the one that faces `remote`. None where no listener has that
+        transport and IP version, and for addresses that nobody can have. What listens on this machine alone
+        is not for whom anybody names: a loopback address is reached only from a loopback listener, unless the
+        operator has named it (`trust`).
         """
+        remote = remote.unmapped
+        ip = remote.ip
+        if ip.is_multicast or ip.is_unspecified or ip == _BROADCAST or not remote.port:
+            return None
         name = self._by_peer.get((transport, remote))
         if name is not None:
             return Flow(name, remote)
         suitable = [
             listener
             for listener in self._listeners.values()
-            if listener.transport == transport and listener.local.is_ipv6 == remote.is_ipv6
+            if listener.transport == transport
+            and listener.local.is_ipv6 == remote.is_ipv6
+            and (listener.local.ip.is_loopback or not ip.is_loopback or remote in self._trusted)
         ]
         suitable.sort(key=lambda listener: listener.name != near)
+        if self._facing is not None and any(it.local.ip != suitable[0].local.ip for it in suitable):
+            facing = self._facing(remote)
+            suitable.sort(key=lambda listener: listener.local.ip != facing)
         return Flow(suitable[0].name, remote) if suitable else None
+
+    def trust(self, remote: Endpoint) -> None:
+        """Reach it wherever it is: the operator has named it."""
+        self._trusted.add(remote)
 
     def is_own(self, host: bytes, port: int | None) -> bool:
         """Whether a host and port of a URI or a Via are this proxy: one of its addresses, or of its names."""
-        if host.lower().rstrip(b".") in self._domains:
-            return port is None or any(
-                port in (listener.local.port, listener.public.port) for listener in self._listeners.values()
-            )
-        ip = read_ip(host)
-        if ip is None:
+        ips = self._own.get(port)
+        if ips is None:
             return False
-        for listener in self._listeners.values():
-            default = SIPS_PORT if listener.transport == "TLS" else SIP_PORT
-            if Endpoint(ip, default if port is None else port) in (listener.local, listener.public):
-                return True
-        return False
+        return host.lower().rstrip(b".") in self._domains or read_ip(host) in ips
+
+
+def _own_places(listeners: Iterable[Listener]) -> dict[int | None, frozenset[IPAddress | None]]:
+    """The addresses of listeners by their ports; by None those that have the port of their transport."""
+    found: dict[int | None, set[IPAddress | None]] = {None: set()}
+    for listener in listeners:
+        default = SIPS_PORT if listener.transport == "TLS" else SIP_PORT
+        for place in (listener.local, listener.public):
+            found.setdefault(place.port, set()).add(place.ip)
+            if place.port == default:
+                found[None].add(place.ip)
+    return {port: frozenset(ips) for port, ips in found.items()}
 
 
 def transport_of(uri: SipUri) -> str:

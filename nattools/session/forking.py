@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -54,7 +53,7 @@ class Branch:
 class Fork:
     """The branches of one request, and the targets that wait for their turn."""
 
-    waiting: deque[list[Target]] = field(default_factory=deque)
+    waiting: list[list[Target]] = field(default_factory=list)
     branches: list[Branch] = field(default_factory=list)
     failed: list[Final] = field(default_factory=list)
     """Targets that could not be sent to at all."""
@@ -78,6 +77,12 @@ class Fork:
         self.waiting.clear()
         for branch in self.pending:
             branch.is_unwanted = True
+
+    def condense(self) -> None:
+        """Keep of the responses their codes alone: one of them was passed on."""
+        for branch in self.branches:
+            if branch.final is not None and branch.final.message is not None:
+                branch.final = Final(branch.final.status_code)
 
     def best(self) -> Final | None:
         """The response to pass on where no branch has had a 2xx; None where nobody has answered.

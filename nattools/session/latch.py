@@ -99,6 +99,11 @@ class Latch:
         return self._expectation
 
     @property
+    def is_unknown(self) -> bool:
+        """Whether nothing is known of this side: then nobody can be told from it, and all must wait."""
+        return self._expectation is None and self.source is None
+
+    @property
     def destination(self) -> Endpoint | None:
         """Where RTP for this side goes: what has shown itself, else what may be sent to unseen.
 
@@ -298,7 +303,7 @@ class Latch:
             self._reception.start(header)
 
     def _refuse(self) -> bool:
-        self._foreign += 1
+        self._foreign += not self.is_unknown
         return False
 
 

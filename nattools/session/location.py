@@ -26,10 +26,12 @@ class ContactBinding:
 
     `contact` is its URI as it was registered, `params` its other parameters as a Contact header has them
     (`;+sip.instance="<urn:...>"`), without q and expires. `path` has the values of Path (RFC 3327), which
-    requests take as their Route. `received` is where the phone is heard from, if that is not where its
-    contact says, and `flow` names the socket or connection it was heard on, which may be gone by now.
+    requests take as their Route. `received` is where the phone is heard from, if it is behind a NAT or its
+    contact says something else, and `flow` names the socket or connection it was heard on, which may be gone
+    by now.
     `instance` is the URN of +sip.instance without brackets, or empty. `reg_id` is set where the binding is
-    one flow of several (RFC 5626 §6).
+    one flow of several (RFC 5626 §6). `outside` is the URI by which others reach the phone through this
+    program: another registrar, which was told it instead, or another host with the same store.
     """
 
     contact: bytes
@@ -43,6 +45,7 @@ class ContactBinding:
     flow: str = ""
     instance: str = ""
     reg_id: int | None = None
+    outside: bytes = b""
 
     def __post_init__(self) -> None:
         if not 0 <= self.q <= 1:
@@ -62,6 +65,14 @@ class Decision(Protocol):
 
 
 DecisionT = TypeVar("DecisionT", bound=Decision)
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What an update comes to that nobody has asked for by a REGISTER; `why` says what ended a binding."""
+
+    bindings: Bindings | None
+    why: str
 
 
 class Location(Protocol):
@@ -171,6 +182,7 @@ def encode_bindings(bindings: Bindings, *, clock_offset_s: float) -> str:
                 "contact": binding.contact.decode(*_TEXT),
                 "call_id": binding.call_id.decode(*_TEXT),
                 "params": binding.params.decode(*_TEXT),
+                "outside": binding.outside.decode(*_TEXT),
                 "path": [value.decode(*_TEXT) for value in binding.path],
                 "received": None if binding.received is None else str(binding.received),
                 "expires_at": binding.expires_at + clock_offset_s,
@@ -203,4 +215,5 @@ def _parse_binding(fields: dict[str, Any], clock_offset_s: float) -> ContactBind
         str(fields["flow"]),
         str(fields["instance"]),
         None if reg_id is None else int(reg_id),
+        fields["outside"].encode(*_TEXT),
     )

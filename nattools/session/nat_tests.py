@@ -8,8 +8,11 @@ call on hold.
 from __future__ import annotations
 
 import re
-from enum import Enum, IntFlag
+from collections.abc import Callable, Iterable, Sequence
+from enum import IntFlag, StrEnum
+from functools import cache, reduce
 from ipaddress import IPv4Network
+from operator import or_
 
 from nattools.endpoint import AddressClass, Endpoint, IPAddress, classify_address
 from nattools.errors import DecodeError
@@ -22,6 +25,8 @@ from nattools.sip.uri import SIP_PORT, SIPS_PORT, SipUri, Span, read_ip
 
 _DS_LITE = IPv4Network("192.0.0.0/29")  # RFC 6333
 _INSIDE = frozenset({AddressClass.PRIVATE, AddressClass.SHARED, AddressClass.LINK_LOCAL})
+_NEAR = frozenset({AddressClass.PRIVATE, AddressClass.LOOPBACK, AddressClass.LINK_LOCAL})
+_IPV6_BITS, _SUBNET_BITS = 128, 64
 _ALIAS = re.compile(rb"(\[[0-9A-Fa-f:.]{2,45}\]|[0-9A-Fa-f:.]{2,45})~([0-9]{1,5})~([123])")
 _PROTOCOLS = {"UDP": b"1", "TCP": b"2", "TLS": b"3"}
 _TRANSPORTS = {number: name for name, number in _PROTOCOLS.items()}
@@ -46,8 +51,10 @@ ABOUT_THE_VIA = NatTest.RECEIVED_DIFFERS | NatTest.VIA_INSIDE | NatTest.PORT_DIF
 USUAL_TESTS = NatTest.CONTACT_INSIDE | NatTest.RECEIVED_DIFFERS | NatTest.PORT_DIFFERS
 """What tells a phone behind a NAT from others, unless somebody wants it otherwise."""
 
+_NO_SIGN = NatTest(0)
 
-class ContactFix(Enum):
+
+class ContactFix(StrEnum):
     """What is done with the Contact of a phone behind a NAT."""
 
     ALIAS = "alias"  # `;alias=ip~port~protocol` is added, which every phone sends back; the URI stays valid
@@ -60,39 +67,41 @@ def is_inside(ip: IPAddress | None) -> bool:
     return ip is not None and (classify_address(ip) in _INSIDE or (ip.version == 4 and ip in _DS_LITE))
 
 
+def is_neighbour(remote: IPAddress, local: IPAddress) -> bool:
+    """Whether `remote` is surely not on the internet as seen from `local`: private, or in the same /64."""
+    if remote == local or classify_address(remote) in _NEAR:
+        return True
+    shift = _IPV6_BITS - _SUBNET_BITS
+    return remote.version == local.version == 6 and int(remote) >> shift == int(local) >> shift
+
+
 def find_signs(message: SipMessage, source: Endpoint, wanted: NatTest) -> NatTest:
     """Which of the `wanted` signs `message` bears, which came from `source`; what is malformed has none."""
-    found = NatTest(0)
-    if wanted & NatTest.SOURCE_INSIDE and is_inside(source.ip):
-        found |= NatTest.SOURCE_INSIDE
-    if message.is_request and wanted & ABOUT_THE_VIA:
-        found |= _signs_of_via(message, source)
-    if message.is_request and wanted & NatTest.TARGET_INSIDE and is_inside(_target_ip(message)):
-        found |= NatTest.TARGET_INSIDE
-    if wanted & (NatTest.CONTACT_INSIDE | NatTest.CONTACT_PORT_DIFFERS):
-        found |= _signs_of_contact(message, source)
-    if wanted & (NatTest.SDP_INSIDE | NatTest.SDP_DIFFERS):
-        found |= _signs_of_sdp(message, source)
-    return found & wanted
+    found = [sign for look in _looks(wanted) for sign in look(message, source)]
+    return reduce(or_, found) & wanted if found else _NO_SIGN
 
 
-def _signs_of_via(message: SipMessage, source: Endpoint) -> NatTest:
-    found = NatTest(0)
+def _signs_of_source(_message: SipMessage, source: Endpoint) -> Iterable[NatTest]:
+    return [NatTest.SOURCE_INSIDE] if is_inside(source.ip) else ()
+
+
+def _signs_of_via(message: SipMessage, source: Endpoint) -> Iterable[NatTest]:
     try:
-        via = message.top_via
+        via = message.top_via if message.is_request else None
     except DecodeError:
-        return found
+        return
     if via is None:
-        return found
+        return
     if via.transport in ("WS", "WSS"):
-        found |= NatTest.WEBSOCKET
+        yield NatTest.WEBSOCKET
+    if via.ip is None:
+        return
     if is_inside(via.ip):
-        found |= NatTest.VIA_INSIDE
-    if via.ip is not None and via.ip != source.ip:
-        found |= NatTest.RECEIVED_DIFFERS
-    if via.ip is not None and via.transport == "UDP" and port_of(via) != source.port:
-        found |= NatTest.PORT_DIFFERS
-    return found
+        yield NatTest.VIA_INSIDE
+    if via.ip != source.ip:
+        yield NatTest.RECEIVED_DIFFERS
+    if via.transport == "UDP" and port_of(via) != source.port:
+        yield NatTest.PORT_DIFFERS
 
 
 def port_of(via: Via) -> int:
@@ -102,22 +111,21 @@ def port_of(via: Via) -> int:
     return SIPS_PORT if via.transport == "TLS" else SIP_PORT
 
 
-def _target_ip(message: SipMessage) -> IPAddress | None:
+def _signs_of_target(message: SipMessage, _source: Endpoint) -> Iterable[NatTest]:
     try:
-        return None if message.request_uri is None else SipUri.parse(message.data, message.request_uri).ip
+        ip = None if message.request_uri is None else SipUri.parse(message.data, message.request_uri).ip
     except DecodeError:
-        return None
+        return ()
+    return [NatTest.TARGET_INSIDE] if is_inside(ip) else ()
 
 
-def _signs_of_contact(message: SipMessage, source: Endpoint) -> NatTest:
-    found = NatTest(0)
+def _signs_of_contact(message: SipMessage, source: Endpoint) -> Iterable[NatTest]:
     for uri in _contact_uris(message):
         endpoint = endpoint_of(uri)
         if endpoint is not None and is_inside(endpoint.ip):
-            found |= NatTest.CONTACT_INSIDE
+            yield NatTest.CONTACT_INSIDE
         if endpoint is not None and endpoint.port != source.port:
-            found |= NatTest.CONTACT_PORT_DIFFERS
-    return found
+            yield NatTest.CONTACT_PORT_DIFFERS
 
 
 def _contact_uris(message: SipMessage) -> list[SipUri]:
@@ -127,8 +135,7 @@ def _contact_uris(message: SipMessage) -> list[SipUri]:
         return []
 
 
-def _signs_of_sdp(message: SipMessage, source: Endpoint) -> NatTest:
-    found = NatTest(0)
+def _signs_of_sdp(message: SipMessage, source: Endpoint) -> Iterable[NatTest]:
     for part in sdp_parts(message):
         try:
             description = SessionDescription.parse(message.data, part.span)
@@ -139,10 +146,24 @@ def _signs_of_sdp(message: SipMessage, source: Endpoint) -> NatTest:
             if ip is None or ip.is_unspecified or ip.is_multicast:
                 continue
             if is_inside(ip):
-                found |= NatTest.SDP_INSIDE
+                yield NatTest.SDP_INSIDE
             if ip != source.ip:
-                found |= NatTest.SDP_DIFFERS
-    return found
+                yield NatTest.SDP_DIFFERS
+
+
+_LOOKS: tuple[tuple[NatTest, Callable[[SipMessage, Endpoint], Iterable[NatTest]]], ...] = (
+    (NatTest.SOURCE_INSIDE, _signs_of_source),
+    (ABOUT_THE_VIA, _signs_of_via),
+    (NatTest.TARGET_INSIDE, _signs_of_target),
+    (NatTest.CONTACT_INSIDE | NatTest.CONTACT_PORT_DIFFERS, _signs_of_contact),
+    (NatTest.SDP_INSIDE | NatTest.SDP_DIFFERS, _signs_of_sdp),
+)
+
+
+@cache
+def _looks(wanted: NatTest) -> Sequence[Callable[[SipMessage, Endpoint], Iterable[NatTest]]]:
+    """What has to be looked at for the `wanted` signs."""
+    return [look for signs, look in _LOOKS if signs & wanted]
 
 
 def read_alias(uri: SipUri) -> tuple[Endpoint, str] | None:
@@ -165,11 +186,19 @@ def without_alias(data: bytes, uri: SipUri) -> bytes:
     return data[start : param.name_start - 1] + data[param_end:end]
 
 
+def has_gruu(message: SipMessage) -> bool:
+    """Whether a Contact is a GRUU (RFC 5627), which leads to a registrar, and from there to the phone."""
+    if b";gr" not in message.first_value("contact"):
+        return False
+    return any(uri.param("gr") is not None for uri in _contact_uris(message))
+
+
 def fix_contacts(message: SipMessage, source: Endpoint, transport: str, fix: ContactFix) -> bool:
     """Make each Contact of `message` lead back to `source`, once; an alias of before is replaced.
 
-    Left alone are those that lead there already, URIs of other schemes, and `*`. Says whether any leads
-    there only by what was done. Nothing is done where a Contact is malformed.
+    Left alone are those that lead there already, GRUUs, URIs of other schemes, and `*`. Says whether any
+    leads there only by what was done, or is a GRUU, which never does. Nothing is done where a Contact is
+    malformed.
     """
     try:
         contacts = message.contacts
@@ -178,7 +207,12 @@ def fix_contacts(message: SipMessage, source: Endpoint, transport: str, fix: Con
     fixed = False
     for contact in contacts:
         uri = contact.uri
-        if uri is None or uri.scheme not in ("sip", "sips") or fix is ContactFix.NONE:
+        if uri is None or uri.scheme not in ("sip", "sips"):
+            continue
+        if uri.param("gr") is not None:  # it is compared letter by letter, and leads to the phone's registrar
+            fixed = True
+            continue
+        if fix is ContactFix.NONE:
             continue
         leads_there = endpoint_of(uri) == source and transport_of(uri) == transport
         if leads_there and uri.param("alias") is None:

@@ -64,7 +64,8 @@ def compose_side(expectation: Expectation | None, *, version: int, ipv6: bool = 
     It has one stream. `version` is that of its o= line.
     """
     wanted = expectation if expectation is not None else Expectation(None, payload_types=frozenset({0}))
-    rtp = wanted.rtp
+    # Of an address that may lead nowhere it would make sure for 3 s before it followed the phone elsewhere.
+    rtp = wanted.rtp if wanted.may_be_sent_to(wanted.rtp) else None
     family = 6 if (rtp.is_ipv6 if rtp is not None else ipv6) else 4
     address = _ANYWHERE[family] if rtp is None else str(rtp.ip)
     port = _DISCARD_PORT if rtp is None or rtp.port == 0 else rtp.port

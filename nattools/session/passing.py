@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from hashlib import blake2b
 
 from nattools.endpoint import Endpoint
 from nattools.errors import DecodeError
@@ -11,11 +12,12 @@ from nattools.session.acceptance import max_forwards
 from nattools.session.flows import Listener
 from nattools.session.nat_tests import port_of
 from nattools.session.routing import remove_first_values
-from nattools.sip.headers import Via
+from nattools.sip.headers import NameAddress, Via
 from nattools.sip.message import SipMessage, compose_request
 from nattools.sip.uri import Param, Span
 
 _REALM = re.compile(rb'(?:\A|[\s,])realm\s*=\s*"((?:[^"\\]|\\.)*+)"', re.IGNORECASE | re.DOTALL)
+_TAG_BYTES = 8
 _CANCELLED_NAMES = ("route", "from", "to", "call-id")
 MOST_BREADTH = 60
 """Into how many branches a request may be forked in all, where it does not say (RFC 5393 §5.3.3.2)."""
@@ -58,6 +60,16 @@ def reply_endpoint(request: SipMessage, source: Endpoint) -> Endpoint:
     return Endpoint(source.ip, via.rport or port_of(via) or source.port)
 
 
+def answer_tag(request: SipMessage, secret: bytes) -> str:
+    """The To tag of this proxy's own answer to `request`: always the same, so also in its ACK (§8.2.7)."""
+    number = request.cseq
+    parts = (request.call_id, request.from_tag or b"", b"" if number is None else b"%d" % number[0])
+    digest = blake2b(key=secret, digest_size=_TAG_BYTES)
+    for part in parts:
+        digest.update(b"%d:" % len(part) + part)
+    return digest.hexdigest()
+
+
 def drop_top_via(response: SipMessage) -> None:
     """Take the proxy's own Via off a response."""
     remove_first_values(response, "via", 1)
@@ -84,16 +96,45 @@ def push_record_route(request: SipMessage, arrived: Listener, leaves: Listener, 
     Where the two sides differ there is one value for each, that of the side that it leaves by on top
     (RFC 5658).
     """
-    values = [_record_route(leaves, is_sips=is_sips)]
-    below = _record_route(arrived, is_sips=is_sips)
-    if below != values[0]:
-        values.append(below)
     first = request.header("record-route")
-    for value in values:
+    for value in record_routes(arrived, leaves, is_sips=is_sips):
         if first is None:
             request.insert_header_after(request.headers_named("via")[-1], "Record-Route", value)
         else:
             request.insert_header_before(first, "Record-Route", value)
+
+
+def record_routes(arrived: Listener, leaves: Listener, *, is_sips: bool) -> list[str]:
+    """What `push_record_route` adds, the topmost first."""
+    above, below = (_record_route(listener, is_sips=is_sips) for listener in (leaves, arrived))
+    return [above] if above == below else [above, below]
+
+
+def restore_record_route(response: SipMessage, request: SipMessage) -> SipMessage:
+    """A response that begins a dialog, with the Record-Route of the `request` that it answers.
+
+    Who answers must repeat it (RFC 3261 §12.1.1), and pyVoIP 1.6 does not: whoever called would send its ACK
+    to the address that the phone has behind its NAT.
+    """
+    above = response.headers_named("via")[-1]
+    for header in request.headers_named("record-route"):
+        response.insert_header_after(above, "Record-Route", request.value(header))
+    return SipMessage.parse(response.encode())
+
+
+def mend_ack(ack: SipMessage, tag: bytes) -> SipMessage:
+    """An ACK on the branch of an INVITE that one 2xx with that To tag has answered, with that tag.
+
+    pyVoIP 1.6 sends such ACKs for 2xx, each with a tag that it has just made up. Nobody else sends any on
+    that branch: the ACK of a 2xx has a branch of its own (RFC 3261 §17.1.1.3).
+    """
+    header = ack.header("to")
+    if header is None or ack.to_tag == tag:
+        return ack
+    for param in NameAddress.parse(ack.data, header.value_span).params:
+        if param.name == "tag" and param.value_span is not None:
+            ack.edit(param.value_span, tag)
+    return SipMessage.parse(ack.encode())
 
 
 def _record_route(listener: Listener, *, is_sips: bool) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 
 from nattools.endpoint import Endpoint
 from nattools.errors import DecodeError, EncodeError
@@ -17,18 +16,20 @@ from nattools.session import acceptance, passing, routing
 from nattools.session.acceptance import Refusal
 from nattools.session.context import Context
 from nattools.session.dialogs import Call, Dialogs
-from nattools.session.events import CallEnded, CallFailed, CallStarted, Event, Passage, Received
+from nattools.session.events import CallEnded, CallStarted, Event, Passage, Received
 from nattools.session.flows import Flow, Flows
 from nattools.session.forking import Branch, Final, Target
 from nattools.session.nat_tests import USUAL_TESTS, ContactFix, NatTest, find_signs
 from nattools.session.onward import Onward
-from nattools.session.transactions import Alarms, ServerKey, ServerTransaction, server_key
+from nattools.session.reachability import Reachability
+from nattools.session.transactions import Alarms, ServerKey, server_key
 from nattools.sip.message import SipMessage, compose_response
 from nattools.sip.transaction import ClientTransaction
 
 _MOST_REQUESTS = 50_000
 _ELSEWHERE = b'SIP;cause=200;text="Call completed elsewhere"'
 _TAG_BYTES = 8
+_SECRET_BYTES = 16
 
 _ClientKey = tuple[bytes, str]
 
@@ -57,8 +58,10 @@ class Proxy:
         """
         self.flows = flows
         self.dialogs = Dialogs(flows)
+        self.reachability = Reachability()
         self.counters: Counter[str] = Counter()
         self._entropy = entropy
+        self._secret = entropy(_SECRET_BYTES)
         self._tests = tests
         self._onward = Onward(flows, entropy, tests, contact_fix, edit_media)
         self._most_requests = most_requests
@@ -80,6 +83,7 @@ class Proxy:
         if self.flows.listener(socket) is None:
             raise ValueError(f"no listener or connection has the name {socket!r}")
         flow = Flow(socket, source)
+        self.reachability.heard(source, now=now)
         try:
             message = SipMessage.parse(data)
             acceptance.check_line_ends(message)
@@ -124,11 +128,13 @@ class Proxy:
         flow: Flow | None = None,
         realm: str = "",
         headers: Iterable[tuple[str, str | bytes]] = (),
+        is_challenged: bool = False,
     ) -> None:
         """Send the request of that number on: to `targets`, or without any to its `next_hop`.
 
         `flow` is how to reach a next hop that is a host name. Credentials for `realm` were used up here and
-        are removed; `headers` are added (Path, RFC 3327). A request that was cancelled or answered meanwhile
+        are removed; `headers` are added (Path, RFC 3327). Where a challenge is likely, `is_challenged`, a 100
+        waits 0.2 s for it: pyVoIP sees no 401 behind a 100. A request that was cancelled or answered since
         stays so. Raises `ValueError` where there is no next hop, and no target.
         """
         context = self._undecided(number)
@@ -145,8 +151,24 @@ class Proxy:
         if context.server is None:
             self._pass_ack(context, targets)
             return
-        self._say_trying(context, now)
+        if not is_challenged:
+            self._say_trying(context, now)
+        self._flush(context)
         self._try_next(context, now)
+
+    def leaves_by(
+        self, number: int, targets: Sequence[Target] | None = None, *, flow: Flow | None = None
+    ) -> list[Flow]:
+        """The flows by which `forward` would send the request of that number; none where it is too late."""
+        context = self._undecided(number)
+        if context is None:
+            return []
+        hop = context.itinerary.hop
+        if targets is None:
+            flow = flow or (None if hop is None else hop.flow)
+            return [] if flow is None else [flow]
+        flows = [self._onward.flow_of_target(target) for target in targets]
+        return [it for it in flows if it is not None]
 
     def answer(
         self,
@@ -182,7 +204,10 @@ class Proxy:
             self._drop(context)
             return
         context.server.respond(response, code, now=now)
-        self._flush(context)
+        if context.request.method == "INVITE":
+            self._flush(context)  # by its tag its ACK would not be known
+        else:
+            self._flush_answer(context, code)
 
     def ignore(self, number: int, *, now: float) -> None:
         """Let the request of that number, and its retransmissions, go unanswered."""
@@ -206,6 +231,7 @@ class Proxy:
         context, branch = self._clients.get(key, (None, None))
         if branch is None or branch.final is not None or not message.is_request:
             return
+        self.reachability.unreachable(branch.flow.remote, now=now)
         branch.final = Final(503)
         branch.transaction.abandon(now=now)
         self._flush_client(key, branch)
@@ -216,27 +242,26 @@ class Proxy:
         """End a call by a BYE to each side, as from the other one (a call without media, RFC 3261 §15)."""
         if call.is_over:
             return
-        for party in (call.caller, call.callee):
-            flow = self._onward.flow_of_party(party)
-            branch = f"z9hG4bK{self._entropy(_TAG_BYTES).hex()}"
-            try:
-                data = call.request_to(party, "BYE", self._onward.via(flow, branch))
-            except (DecodeError, EncodeError):
-                continue
-            self._start(None, Target(party.target, flow), flow, data, now)
+        for target, flow, data in self._onward.byes(call):
+            self._start(None, target, flow, data, now)
         self._end(call)
 
     # --- requests ---
 
     def _take_request(self, message: SipMessage, flow: Flow, now: float) -> None:
         request = passing.mark_source(message, flow.remote)
-        key = server_key(request)
+        key = server_key(request, flow.remote.ip)
         known = self._by_key.get(key)
         if known is not None and known.server is not None and known.server.receive(request, now=now):
             self.counters["absorbed"] += 1
             self._flush(known)
             return
         acceptance.check_form(request)
+        if request.method == "ACK" and known is not None and len(known.calls) == 1:
+            request = passing.mend_ack(request, known.calls[0].callee.tag)
+        if request.method == "ACK" and request.to_tag == passing.answer_tag(request, self._secret).encode():
+            self.counters["absorbed"] += 1  # of a refusal that nothing is kept of
+            return
         if len(self._contexts) >= self._most_requests:
             self._overloaded(request, flow)
             return
@@ -255,29 +280,33 @@ class Proxy:
             self._answer(context, refusal.status_code, refusal.reason, refusal.headers, now=now)
             return
         context.join(self.dialogs)
-        self._events.append(Received(context.number, request, flow, context.nat, context.itinerary.hop))
+        earlier = None if context.earlier is None else context.first_number
+        hop, call = context.itinerary.hop, context.call
+        self._events.append(Received(context.number, request, flow, context.nat, hop, call, earlier))
 
     def _begin(self, request: SipMessage, key: ServerKey | None, flow: Flow, now: float) -> Context:
         self._last_number += 1
         listener = self.flows.listener(flow.socket)
         is_reliable = listener is not None and listener.is_reliable
-        remote = flow.remote if is_reliable else passing.reply_endpoint(request, flow.remote)
-        context = Context(
-            self._last_number,
-            request,
-            key,
-            None if key is None else ServerTransaction(request, is_reliable=is_reliable),
-            flow,
-            replace(flow, remote=remote),
-            now,
-        )
+        context = Context.begin(self._last_number, request, key, flow, is_reliable=is_reliable, now=now)
         if len(request.values("via")) == 1:
+            context.is_direct = True
             context.nat = find_signs(request, flow.remote, self._tests)
+        else:
+            self._look_back(context)
         self._contexts[context.number] = context
         if key is not None:
             self._by_key[key] = context
         self._alarms.set(context.number, context.timeout_at())
         return context
+
+    def _look_back(self, context: Context) -> None:
+        """Find out whether the request was here before, and went on to a proxy that has sent it back."""
+        for branch in acceptance.own_branches(context.request, self.flows):
+            context.is_again = True
+            context.earlier, _ = self._clients.get((branch, context.request.method), (None, None))
+            if context.earlier is not None:
+                return
 
     def _overloaded(self, request: SipMessage, flow: Flow) -> None:
         self.counters["overload"] += 1
@@ -287,7 +316,7 @@ class Proxy:
 
     def _take_cancel(self, context: Context, now: float) -> None:
         """Answer a CANCEL, and cancel what it means (RFC 3261 §9.2, §16.10)."""
-        invite = self._by_key.get(server_key(context.request, "INVITE"))
+        invite = self._by_key.get(server_key(context.request, context.flow.remote.ip, "INVITE"))
         if invite is None or invite.server is None:
             self._answer(context, 481, "Call/Transaction Does Not Exist", now=now)
             return
@@ -319,32 +348,41 @@ class Proxy:
         if context.server is None:
             self._drop(context)
             return
-        tag = self._entropy(_TAG_BYTES).hex() if status_code > 100 else ""
+        tag = passing.answer_tag(context.request, self._secret) if status_code > 100 else ""
         response = compose_response(context.request, status_code, reason, headers, body, to_tag=tag)
         if status_code >= 200:
             context.is_decided = True
         context.server.respond(response, status_code, now=now)
         self._finished(context, status_code)
+        self._flush_answer(context, status_code)
+
+    def _flush_answer(self, context: Context, status_code: int) -> None:
+        """Send the proxy's own answer; keep nothing of what it refused at once (RFC 3261 §26.3.2.4).
+
+        So nobody has it send a refusal eleven times to another's address, or fill its memory. The client
+        sends the request again, and gets the answer again.
+        """
         self._flush(context)
+        if context.is_done_by(status_code):
+            self._drop(context)
 
     def _say_trying(self, context: Context, now: float) -> None:
         """Answer an INVITE by 100, so that it is not sent again; others must not be (RFC 4320 §4.1)."""
-        if context.server is not None and context.request.method == "INVITE" and not context.has_tried:
+        if context.may_try and context.server is not None:
             context.has_tried = True
             context.server.respond(compose_response(context.request, 100, "Trying"), 100, now=now)
-        self._flush(context)
 
     def _try_next(self, context: Context, now: float) -> None:
         """Send the request to those whose turn it is."""
         while context.fork.waiting and not context.fork.pending:
-            group = context.fork.waiting.popleft()
+            group = context.fork.waiting.pop(0)
             for target in group:
                 flow = self._onward.flow_of_target(target)
                 if flow is None:
                     context.fork.failed.append(Final(503))
                     continue
-                data = self._onward.request(context, target, flow, len(group))
-                self._start(context, target, flow, data, now)
+                data, name = self._onward.request(context, target, flow, len(group))
+                self._start(context, target, flow, data, now, (name, context.request.method))
         self._conclude(context, now)
 
     def _pass_ack(self, context: Context, targets: Sequence[Target]) -> None:
@@ -352,19 +390,27 @@ class Proxy:
         for target in targets[:1]:
             flow = self._onward.flow_of_target(target)
             if flow is not None:
-                data = self._onward.request(context, target, flow, 1)
+                data, _ = self._onward.request(context, target, flow, 1)
                 self._outbox.append(Transmit(data, flow.remote, flow.socket))
         self._drop(context)
 
     # --- responses ---
 
-    def _start(self, context: Context | None, target: Target, flow: Flow, data: bytes, now: float) -> None:
+    def _start(
+        self,
+        context: Context | None,
+        target: Target,
+        flow: Flow,
+        data: bytes,
+        now: float,
+        known: _ClientKey | None = None,
+    ) -> None:
         is_reliable = self._onward.listener(flow).is_reliable
-        transaction = ClientTransaction(data, flow.remote, now=now, is_reliable=is_reliable)
+        transaction = ClientTransaction(data, flow.remote, now=now, is_reliable=is_reliable, known=known)
         branch = Branch(target, flow, transaction)
-        if context is not None and transaction.request.method != "CANCEL":
+        if context is not None and transaction.method != "CANCEL":
             context.fork.branches.append(branch)
-        key = (transaction.branch, transaction.request.method)
+        key = (transaction.branch, transaction.method)
         self._clients[key] = context, branch
         self._flush_client(key, branch)
 
@@ -393,7 +439,8 @@ class Proxy:
                 self._cancel(context, branch, now)
             return
         if branch.final is None:
-            branch.final = Final(code, response)
+            is_late = context.server is None or context.server.is_answered
+            branch.final = Final(code, None if is_late or code < 300 else response)
         if code < 300:
             context.fork.reason = context.fork.reason or _ELSEWHERE
             self._settle(context, now)
@@ -411,10 +458,13 @@ class Proxy:
         server = context.server
         if server is None or server.is_over or (code < 200 and server.is_answered):
             return
-        is_fixed = self._onward.response(context, response, flow)
+        if self._onward.lacks_record_route(context, response):
+            response = passing.restore_record_route(response, branch.transaction.request)
+        is_fixed = self._onward.response(context, response, flow, branch)
         started = context.learn(response, flow, branch.target.uri, self.dialogs, is_fixed=is_fixed)
         if started is not None:
-            self._events.append(CallStarted(context.number, started))
+            self._events.append(CallStarted(context.first_number, started))
+        context.has_tried = True
         server.respond(response.encode(), code, now=now)
         self._finished(context, code)
         self._flush(context)
@@ -428,7 +478,7 @@ class Proxy:
     def _cancel(self, context: Context, branch: Branch, now: float) -> None:
         """Cancel a branch once it has rung (RFC 3261 §9.1); until then it waits."""
         transaction = branch.transaction
-        if branch.is_cancelled or not branch.has_rung or transaction.request.method != "INVITE":
+        if branch.is_cancelled or not branch.has_rung or transaction.method != "INVITE":
             return
         branch.is_cancelled = True
         transaction.abandon(now=now)
@@ -449,11 +499,12 @@ class Proxy:
             best = Final(487)
         if best.status_code == 408 and best.message is None and context.request.method != "INVITE":
             server.abandon(now=now)  # RFC 4320 §4.2: who sent it has given up by now as well
+            self._finished(context, 408)
             self._flush(context)
         elif best.message is None or best.status_code == 503:
             # A 503 would have the client give up this proxy, not the one that cannot (§16.7 step 6).
             code = 500 if best.status_code == 503 else best.status_code
-            self._answer(context, code, _REASONS[code], now=now)
+            self._answer(context, code, acceptance.REASONS[code], now=now)
         else:
             challenges = fork.challenges(best)
             passing.drop_top_via(best.message)
@@ -464,12 +515,10 @@ class Proxy:
 
     def _finished(self, context: Context, status_code: int) -> None:
         """Tell what a final response means for the call."""
-        method = context.request.method
-        if status_code < 200 or context.server is None:
-            return
-        if method == "INVITE" and context.call is None and status_code >= 300:
-            self._events.append(CallFailed(context.number, context.request.call_id, status_code))
-        elif method == "BYE" and context.call is not None and status_code not in (401, 407):
+        failure = context.failure(status_code)
+        if failure is not None:
+            self._events.append(failure)
+        elif context.call is not None and context.ends_call(status_code):
             self._end(context.call)
 
     def _end(self, call: Call) -> None:
@@ -488,7 +537,7 @@ class Proxy:
         if not context.is_decided and now >= context.decide_by:
             self._answer(context, 500, "Not Decided In Time", now=now)
             return
-        if not context.is_decided and now >= context.trying_at:
+        if now >= context.trying_at:
             self._say_trying(context, now)
         self._flush(context)
 
@@ -508,6 +557,8 @@ class Proxy:
             return
         del self._clients[key]
         self._alarms.set(key, None)
+        if context is not None:
+            self.reachability.unanswered(branch.flow.remote, sent_at=context.began_at, now=now)
         if context is not None and branch.final is None and key[1] != "CANCEL":
             branch.final = Final(408)
             if key[1] == "BYE" and context.call is not None:
@@ -520,23 +571,15 @@ class Proxy:
         if server is None:
             return
         for data in server.responses():
-            flow = self._open_reply(context)
+            flow = self._onward.flow_of_reply(context)
             if flow is not None:
                 self._outbox.append(Transmit(data, flow.remote, flow.socket))
         if server.is_over:
             self._drop(context)
-        else:
-            self._alarms.set(context.number, context.timeout_at())
-
-    def _open_reply(self, context: Context) -> Flow | None:
-        """Where responses go: the connection of the request, else where the Via says (§18.2.2)."""
-        if self.flows.is_open(context.reply):
-            return context.reply
-        via = context.request.top_via
-        if via is None:
-            return None
-        remote = passing.reply_endpoint(context.request, context.flow.remote)
-        return self.flows.towards(remote, via.transport)
+            return
+        self._alarms.set(context.number, context.timeout_at())
+        if server.is_answered:
+            context.condense()
 
     def _flush_client(self, key: _ClientKey, branch: Branch) -> None:
         for transmit in branch.transaction.transmits():
@@ -552,11 +595,3 @@ class Proxy:
             call.is_held = False
             if call.is_over or not call.is_answered:
                 self.dialogs.forget(call)
-
-
-_REASONS = {
-    408: "Request Timeout",
-    480: "Temporarily Unavailable",
-    487: "Request Terminated",
-    500: "Server Internal Error",
-}

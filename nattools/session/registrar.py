@@ -29,13 +29,17 @@ from nattools.session.location import Bindings, ContactBinding
 from nattools.session.sources import Sources
 from nattools.session.users import Users
 from nattools.sip.comparison import is_same_uri
-from nattools.sip.digest import DigestServer, Verdict
+from nattools.sip.digest import Algorithm, DigestServer, Verdict
 from nattools.sip.headers import NameAddress, split_list
 from nattools.sip.message import SipMessage, compose_response
 from nattools.sip.uri import SipUri
 
 EXTENSIONS = ("gruu", "outbound", "path")
 """The option tags that a REGISTER may require."""
+
+CHALLENGED_ALGORITHMS = (Algorithm.MD5,)
+"""What phones are asked for. RFC 8760 would have SHA-256 beside it, which baresip 1.0 cannot be offered: of
+several challenges it must understand each, and sipp 3.6 reads the first."""
 
 _TAG_BYTES = 8
 _MOST_PATH_BYTES = 2048
@@ -72,15 +76,24 @@ class RegistrarSettings:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A REGISTER that is answered without a look at any binding: the response, and why, for the log."""
+    """A REGISTER that is answered without a look at any binding: the response, and why, for the log.
+
+    `is_guess` says that it showed a password which is not the user's, or a user that is none; `is_stale` that
+    only the nonce was too old, as it is whenever a phone registers again: it is just asked once more.
+    """
 
     response: bytes
     reason: str
+    is_guess: bool = False
+    is_stale: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """A REGISTER that is well formed, by somebody who may send it, and what it asks for."""
+    """A REGISTER that is well formed, by somebody who may send it, and what it asks for.
+
+    `outside` is kept in its bindings (`ContactBinding.outside`).
+    """
 
     request: SipMessage
     address_of_record: str
@@ -92,6 +105,7 @@ class Admission:
     is_star: bool
     path: tuple[bytes, ...]
     flow: str
+    outside: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +124,18 @@ class _RefusedError(Exception):
     """A request that is answered with this code, for this reason."""
 
     def __init__(
-        self, code: int, phrase: str, reason: str, headers: Iterable[tuple[str, str | bytes]] = ()
+        self,
+        code: int,
+        phrase: str,
+        reason: str,
+        headers: Iterable[tuple[str, str | bytes]] = (),
+        *,
+        is_guess: bool = False,
+        is_stale: bool = False,
     ) -> None:
         super().__init__(reason)
+        self.is_guess = is_guess
+        self.is_stale = is_stale
         self.code = code
         self.phrase = phrase
         self.reason = reason
@@ -136,7 +159,7 @@ class Registrar:
         self._users = users
         self._entropy = entropy
         self._settings = settings or RegistrarSettings()
-        self._digest = DigestServer(realm or domains.name, entropy=entropy)
+        self._digest = DigestServer(realm or domains.name, entropy=entropy, algorithms=CHALLENGED_ALGORITHMS)
         self._sources = Sources(self._settings.users_per_source)
 
     def is_responsible(self, request: SipMessage) -> bool:
@@ -161,7 +184,8 @@ class Registrar:
             user = self._authenticate(request, now)
             return self._read(request, user, source, flow)
         except _RefusedError as refused:
-            return Refusal(self._answer(request, refused), refused.reason)
+            response = self._answer(request, refused)
+            return Refusal(response, refused.reason, refused.is_guess, refused.is_stale)
         except DecodeError as error:
             return Refusal(self._answer(request, _RefusedError(400, "Bad Request", str(error))), str(error))
 
@@ -190,8 +214,11 @@ class Registrar:
         """The name of the user whose password the sender knows."""
         verification = self._digest.verify(request, self._users.password_of, now=now)
         if verification.verdict is not Verdict.ACCEPTED:
-            challenges = self._digest.challenges(now=now, stale=verification.verdict is Verdict.STALE)
-            raise _RefusedError(401, "Unauthorized", verification.reason, challenges)
+            is_stale = verification.verdict is Verdict.STALE
+            is_guess = verification.verdict is Verdict.REFUSED
+            challenges = self._digest.challenges(now=now, stale=is_stale)
+            reason = verification.reason
+            raise _RefusedError(401, "Unauthorized", reason, challenges, is_guess=is_guess, is_stale=is_stale)
         return verification.username
 
     def _read(self, request: SipMessage, user: str, source: Endpoint, flow: str) -> Admission:
@@ -280,9 +307,9 @@ class Registrar:
             return None
         old, new = list(bindings), list[ContactBinding]()
         for wish in admission.wishes:
-            _check_order(admission, (binding for binding in old if _is_meant(binding, wish)))
-            old = [binding for binding in old if not _is_meant(binding, wish)]
-            new = [binding for binding in new if not _is_meant(binding, wish)]
+            _check_order(admission, (binding for binding in old if is_meant(binding, wish)))
+            old = [binding for binding in old if not is_meant(binding, wish)]
+            new = [binding for binding in new if not is_meant(binding, wish)]
             if wish.expires_s:
                 new.append(self._bind(admission, wish, now))
         after = (*old, *new)
@@ -309,6 +336,7 @@ class Registrar:
             admission.flow,
             wish.instance,
             wish.reg_id,
+            admission.outside,
         )
 
     def _accept(self, admission: Admission, bindings: Bindings, now: float) -> bytes:
@@ -367,7 +395,7 @@ def _check_order(admission: Admission, bindings: Iterable[ContactBinding]) -> No
             )
 
 
-def _is_meant(binding: ContactBinding, wish: Wish) -> bool:
+def is_meant(binding: ContactBinding, wish: Wish) -> bool:
     """Whether a Contact is about that binding: by phone and flow (RFC 5626 §6), else by its URI."""
     if wish.reg_id is not None and binding.reg_id is not None:
         return (binding.instance, binding.reg_id) == (wish.instance, wish.reg_id)

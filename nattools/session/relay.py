@@ -21,6 +21,8 @@ class Side(Enum):
     A = "a"
     B = "b"
 
+    __hash__ = object.__hash__  # that of Enum is Python, and sides are keys on the way of each packet
+
     @property
     def other(self) -> Side:
         """The end across."""
@@ -76,7 +78,8 @@ class SideStatistics:
 
     `packets` and `octets` (of UDP payload) were taken at its RTP port; `foreign` ones came from elsewhere, to
     either port, and were dropped; `held` ones were for this side and dropped, since nowhere to send them was
-    proven. `lost` and `jitter_s` are RFC 3550's (§6.4.1), None where the engine does not see them.
+    proven, or the other side had not described itself yet. `lost` and `jitter_s` are RFC 3550's (§6.4.1),
+    None where the engine does not see them.
     `last_heard` is monotonic seconds.
     """
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nattools.errors import DecodeError
 from nattools.session.dialogs import Dialogs, Party
 from nattools.session.flows import Flow, Flows, endpoint_of, transport_of
 from nattools.session.nat_tests import read_alias, without_alias
+from nattools.sip.comparison import canonical_host
 from nattools.sip.headers import NameAddress, split_list
 from nattools.sip.message import SipMessage
 from nattools.sip.uri import SipUri, Span
@@ -38,6 +40,10 @@ class Itinerary:
     stripped: int = 0
     pushed: tuple[bytes, ...] = ()
     rebuilt: tuple[bytes, ...] | None = None
+
+    def to(self, uri: bytes, route: tuple[bytes, ...]) -> Itinerary:
+        """The same to another Request-URI, with these values of Route before those that are pushed."""
+        return Itinerary(uri, self.hop, self.stripped, (*route, *self.pushed), self.rebuilt)
 
 
 def plan(request: SipMessage, arrived: Flow, flows: Flows, dialogs: Dialogs) -> Itinerary:
@@ -149,6 +155,28 @@ def next_hop(uri: SipUri, flows: Flows, near: str) -> NextHop:
         listener = flows.listener(near)
         flow = flows.towards(endpoint, transport, near=near if listener is None else listener.name)
     return NextHop(uri.host, uri.port, transport, flow)
+
+
+def leads_to(hop: NextHop, party: Party) -> bool:
+    """Whether a hop is where one side of a call is by its own messages: source, Contact or Record-Route.
+
+    Whoever is in a call knows its tags; that is no leave to send to anybody else by way of this proxy.
+    """
+    if hop.flow is not None:
+        known = {flow.remote for flow in (party.flow, party.seen) if flow is not None}
+        if hop.flow.remote in known:
+            return True
+    places = [b"<%b>" % uri for uri in (party.target, party.sent_to) if uri]
+    return any(_is_place(place, hop) for place in (*party.route[:1], *places))
+
+
+def _is_place(value: bytes, hop: NextHop) -> bool:
+    """Whether an address, as a Route has it, is the place that a hop leads to."""
+    try:
+        uri = NameAddress.parse(value).uri
+    except DecodeError:
+        return False
+    return uri is not None and (canonical_host(uri.host), uri.port) == (canonical_host(hop.host), hop.port)
 
 
 def apply(itinerary: Itinerary, message: SipMessage) -> None:

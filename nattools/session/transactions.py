@@ -11,6 +11,7 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import NamedTuple
 
+from nattools.endpoint import IPAddress
 from nattools.errors import DecodeError
 from nattools.sip.message import SipMessage
 from nattools.sip.transaction import T1_S, T2_S, TIMEOUT_S
@@ -29,11 +30,12 @@ class ServerKey(NamedTuple):
     method: str
 
 
-def server_key(request: SipMessage, method: str = "") -> ServerKey:
+def server_key(request: SipMessage, source: IPAddress | None = None, method: str = "") -> ServerKey:
     """The name of the transaction that `request` belongs to, or of its like of another `method`.
 
-    Clients of RFC 2543 have no branch that names it; Via, tags, Call-ID and CSeq do for them. Raises
-    `DecodeError` where the top Via is missing or malformed.
+    From another `source` it is none of it: nobody cancels what others have sent. Clients of RFC 2543 have no
+    branch that names it; Via, tags, Call-ID and CSeq do for them. Raises `DecodeError` where the top Via is
+    missing or malformed.
     """
     via = request.top_via
     if via is None:
@@ -42,11 +44,12 @@ def server_key(request: SipMessage, method: str = "") -> ServerKey:
     if method == "ACK":
         method = "INVITE"
     branch = via.branch
+    number = None if request.cseq is None else request.cseq[0]
     if branch is not None and branch.startswith(MAGIC_COOKIE):
-        return ServerKey((branch.lower(), via.host.lower(), via.port), method)
-    number = request.cseq
-    place = (request.call_id, request.from_tag, None if number is None else number[0])
-    return ServerKey((via.host.lower(), via.port, branch, *place), method)
+        # pyVoIP 1.6 repeats a challenged INVITE on the branch that it had, with another number.
+        return ServerKey((branch.lower(), via.host.lower(), via.port, source, number), method)
+    place = (request.call_id, request.from_tag, number)
+    return ServerKey((via.host.lower(), via.port, source, branch, *place), method)
 
 
 class _State(Enum):
@@ -64,7 +67,7 @@ class ServerTransaction:
     """
 
     def __init__(self, request: SipMessage, *, is_reliable: bool) -> None:
-        self.request = request
+        self._number = request.cseq
         self._is_invite = request.method == "INVITE"
         self._is_reliable = is_reliable
         self._state = _State.PROCEEDING
@@ -92,7 +95,7 @@ class ServerTransaction:
     def receive(self, request: SipMessage, *, now: float) -> bool:
         """Take a request with this transaction's name; False for an ACK that must go on to the callee."""
         if request.method == "ACK":
-            if request.cseq is None or self.request.cseq is None or request.cseq[0] != self.request.cseq[0]:
+            if request.cseq is None or self._number is None or request.cseq[0] != self._number[0]:
                 return False  # of a later INVITE, by a client that uses a branch twice
             if self._state is _State.COMPLETED:
                 self._state = _State.CONFIRMED

@@ -48,6 +48,10 @@ class Users:
                 )
         return cls(users)
 
+    def become(self, others: Users) -> None:
+        """Have the users of `others` from now on, and their passwords."""
+        self._passwords = dict(others._passwords)
+
     def __len__(self) -> int:
         return len(self._passwords)
 

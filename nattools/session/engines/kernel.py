@@ -25,7 +25,7 @@ from nattools.net.udp import local_address_towards, unbound_socket
 from nattools.session.crossing import Foreign
 from nattools.session.engines.kernel_flows import KernelFlows
 from nattools.session.engines.nft import Nft
-from nattools.session.engines.sockets import SocketEngine, SocketStream
+from nattools.session.engines.sockets import Eats, OnClosed, SocketEngine, SocketStream
 from nattools.session.latch import WINDOW_S
 from nattools.session.ports import PortPairs
 from nattools.session.relay import Expectation, PortPair, Side, SideStatistics
@@ -66,6 +66,18 @@ class KernelStream:
     def statistics(self, side: Side) -> SideStatistics:
         """What has come from `side`; what the kernel carried is counted every 2 s, without its jitter."""
         return self.sockets.statistics(side)
+
+    def tap(self, name: str, eats: Eats) -> None:
+        """As `SocketStream.tap`: what the kernel carries is not seen."""
+        self.sockets.tap(name, eats)
+
+    def on_closed(self, call: OnClosed) -> None:
+        """As `SocketStream.on_closed`."""
+        self.sockets.on_closed(call)
+
+    def send(self, name: str, data: bytes, destination: Endpoint) -> None:
+        """As `SocketStream.send`. Raises `TransportError`."""
+        self.sockets.send(name, data, destination)
 
     def is_carried(self, side: Side, *, rtcp: bool = False) -> bool:
         """Whether the kernel carries RTP (or RTCP) that comes from `side`."""

@@ -7,6 +7,7 @@ to where they come from. Those of `Latch` are stricter, and it has nothing to se
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections.abc import Mapping
@@ -79,7 +80,10 @@ class RtpengineStream:
         """Have rtpengine end the stream; a second time it does nothing."""
         if self._teller is not None:
             self._teller.cancel()
-        await self._engine.end(self)
+        answer = await self._engine.end(self)
+        if answer is not None:
+            with contextlib.suppress(RelayError):
+                self._count(answer, now=asyncio.get_running_loop().time())
 
     async def tell(self, side: Side) -> None:
         """Tell rtpengine of both sides, `side` being the one that offers. Raises `RelayError`."""
@@ -107,7 +111,10 @@ class RtpengineStream:
 
     async def look(self, *, now: float) -> None:
         """Ask rtpengine what it has counted. Raises `RelayError`."""
-        answer = await self._engine.request("query", {"call-id": self.name})
+        self._count(await self._engine.request("query", {"call-id": self.name}), now=now)
+
+    def _count(self, answer: Answer, *, now: float) -> None:
+        """Take what rtpengine has counted. Raises `RelayError`."""
         for side in Side:
             try:
                 received = parse_received(answer, side.value)
@@ -228,14 +235,16 @@ class RtpengineEngine:
             raise RelayError(f"{self} refuses {command}: {answer.reason}")
         return answer
 
-    async def end(self, stream: RtpengineStream) -> None:
-        """End a stream; what rtpengine does not hear of it ends by its own timeout."""
-        if stream in self._streams:
-            self._streams.remove(stream)
-            try:
-                await self.request("delete", {"call-id": stream.name, "delete delay": 0})
-            except RelayError as error:
-                _log.warning("a stream was not ended: %s", error)
+    async def end(self, stream: RtpengineStream) -> Answer | None:
+        """End a stream, whose counts are in the answer; if rtpengine is silent, its own timeout ends it."""
+        if stream not in self._streams:
+            return None
+        self._streams.remove(stream)
+        try:
+            return await self.request("delete", {"call-id": stream.name, "delete delay": 0})
+        except RelayError as error:
+            _log.warning("a stream was not ended: %s", error)
+            return None
 
     def _take(self, data: bytes, source: Endpoint) -> None:
         if source != self._control:

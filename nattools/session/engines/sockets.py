@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable, Mapping
 
 from nattools.endpoint import Endpoint, IPAddress
-from nattools.errors import LocalAddressError
+from nattools.errors import LocalAddressError, TransportError
 from nattools.machine import Entropy
 from nattools.net.relay_socket import SocketWatch, open_port_pair
 from nattools.net.udp import endpoint_of, socket_address
@@ -24,6 +24,8 @@ from nattools.session.relay import Expectation, PortPair, Side, SideStatistics
 
 OnChange = Callable[["SocketStream"], None]
 OnForeign = Callable[["SocketStream", Foreign], None]
+Eats = Callable[[bytes, Endpoint], bool]
+OnClosed = Callable[[], None]
 
 _log = logging.getLogger(__name__)
 
@@ -78,6 +80,8 @@ class SocketStream:
             for names in (RTP, RTCP)
             for side in Side
         }
+        self._taps: dict[str, Eats] = {}
+        self._on_closed: list[OnClosed] = []
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
 
@@ -96,6 +100,32 @@ class SocketStream:
         """What has come from `side` until now, also after the end."""
         return self.crossing.latches[side].statistics()
 
+    def tap(self, name: str, eats: Eats) -> None:
+        """Offer `eats` what comes to the socket of that name (`crossing.RTP`, `RTCP`) from no known source.
+
+        Where it says True the datagram was not for the relay: it is the answer of a STUN server, say.
+        """
+        self._taps[name] = eats
+
+    def on_closed(self, call: OnClosed) -> None:
+        """Call this when the stream is closed, before its sockets are; at once where it is closed already."""
+        if self._sockets:
+            self._on_closed.append(call)
+        else:
+            call()
+
+    def send(self, name: str, data: bytes, destination: Endpoint) -> None:
+        """Send from the socket of that name. Raises `TransportError` when there is no way there at all."""
+        sock = self._sockets.get(name)
+        if sock is None:
+            raise TransportError(f"cannot send to {destination}: the stream is closed")
+        try:
+            sock.sendto(data, socket_address(destination))
+        except (BlockingIOError, InterruptedError):
+            return  # the send buffer is full: as good as lost on the way
+        except OSError as error:
+            raise TransportError(f"cannot send to {destination}: {error.strerror or error}") from error
+
     async def close(self) -> None:
         """Close the sockets and give the ports back; a second time it does nothing."""
         self.abort()
@@ -104,9 +134,14 @@ class SocketStream:
         """What `close` does, for who cannot await."""
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
+        callbacks, self._on_closed = self._on_closed, []
+        for call in callbacks:
+            call()
         sockets, self._sockets = self._sockets, {}
         if sockets:
             self._engine.take_back(self, sockets)
+        self._legs.clear()  # they lead back here: without them nothing waits for the garbage collector
 
     def watch(self, watch: SocketWatch[_Leg]) -> None:
         """Have `watch` name the stream's sockets when they have something."""
@@ -115,6 +150,9 @@ class SocketStream:
 
     def take(self, name: str, data: bytes, source: Endpoint, *, now: float) -> None:
         """Take a datagram of the socket of that name that does not go straight on."""
+        tap = self._taps.get(name)
+        if tap is not None and tap(data, source):
+            return
         if self._sockets:
             self.crossing.receive(data, source, now=now, socket=name)
             self._drain()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tomllib
 from importlib import import_module
 from pathlib import Path
@@ -27,3 +29,22 @@ def test_ctrl_c_during_the_imports_is_quiet(
     with pytest.raises(SystemExit) as ended:
         getattr(import_module(module), function)()
     assert ended.value.code == cli.EXIT_INTERRUPTED
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_output_that_cannot_be_written_is_one_line(command: str) -> None:
+    program = f"from nattools import cli; cli.{command}_command()"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program, "--help"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"{command}: its output cannot be written: No space left on device\n",
+    )

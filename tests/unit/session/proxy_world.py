@@ -124,6 +124,7 @@ class Callee:
     number: int
     plan: Plan
     servers: dict[object, ServerTransaction] = field(default_factory=dict)
+    requests: dict[ServerTransaction, SipMessage] = field(default_factory=dict)
     invites: set[bytes] = field(default_factory=set)
     ok: bytes = b""
     repeats_at: float | None = None
@@ -150,6 +151,7 @@ class Callee:
             self.is_acknowledged, self.repeats_at = True, None
             return
         server = self.servers[key] = ServerTransaction(request, is_reliable=False)
+        self.requests[server] = request
         if request.method == "INVITE":
             self.invite = server
             self.answers_at = now + self.plan.answers_after_s[self.number]
@@ -164,8 +166,9 @@ class Callee:
                 self.respond(self.invite, 487, now)
 
     def respond(self, server: ServerTransaction, code: int, now: float) -> bytes:
-        contact = [("Contact", f"<sip:bob@{INSIDE}>")] if server.request.method == "INVITE" else []
-        data = compose_response(server.request, code, "Word", contact, to_tag=f"b{self.number}")
+        request = self.requests[server]
+        contact = [("Contact", f"<sip:bob@{INSIDE}>")] if request.method == "INVITE" else []
+        data = compose_response(request, code, "Word", contact, to_tag=f"b{self.number}")
         server.respond(data, code, now=now)
         return data
 

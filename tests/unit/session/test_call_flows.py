@@ -56,6 +56,9 @@ NOT_DRAWN_RIGHT = {
     # Proxy 2 keeps out of the dialog in these; the controller is there to stay in it.
     "3.5-F04-INVITE-Proxy-2-Bob": {"record-route"},
     "3.7-F02-INVITE-Proxy-2-Bob": {"record-route"},
+    # Nor does Bob repeat one, which the controller then puts back.
+    "3.7-F05-180-Ringing-Proxy-2-Alice": {"record-route"},
+    "3.7-F07-200-OK-Proxy-2-Alice": {"record-route"},
     # Its own Via has the `received` that belongs to Bob's.
     "3.6-F14-BYE-Proxy-3-Alice": {"received"},
 }
@@ -100,6 +103,7 @@ class Stage:
     name: str
     transport: str
     branches: dict[bytes, bytes] = field(default_factory=dict)
+    tags: dict[bytes, bytes] = field(default_factory=dict)
     heard: set[bytes | None] = field(default_factory=set)  # tags that are not the proxy's own
     sent: list[Transmit] = field(default_factory=list)
     now: float = 0.0
@@ -122,6 +126,8 @@ class Stage:
             data = data.replace(b"branch=" + theirs + b";", b"branch=" + ours + b";")
             data = data.replace(b"branch=" + theirs + b"\r", b"branch=" + ours + b"\r")
         self.heard |= {step.message.from_tag, step.message.to_tag} - {None}
+        for theirs, ours in self.tags.items():
+            data = data.replace(b";tag=" + theirs + b"\r", b";tag=" + ours + b"\r")
         source = endpoint(HOSTS[step.sender])
         socket = step.sender if self.transport == "TCP" else "s"
         self.proxy.receive(data, source, now=self.now, socket=socket)
@@ -171,17 +177,19 @@ class Stage:
             if described(message, self, wrong) == expected:
                 assert transmit.destination == endpoint(HOSTS[step.receiver]), step.name
                 del self.sent[place]
-                if message.is_request:
-                    self.learn(step.message, message)
+                self.learn(step.message, message)
                 return
         found = [described(SipMessage.parse(transmit.data), self, wrong) for transmit in self.sent]
         raise AssertionError(f"{step.name}: {expected} expected; {found} found")
 
     def learn(self, theirs: SipMessage, ours: SipMessage) -> None:
-        """The flow has another branch for what the proxy sent."""
-        assert theirs.branch
-        assert ours.branch
-        self.branches[theirs.branch] = ours.branch
+        """The flow has another branch for what the proxy sent, and another tag for what it answered."""
+        if ours.is_request:
+            assert theirs.branch
+            assert ours.branch
+            self.branches[theirs.branch] = ours.branch
+        elif ours.to_tag not in self.heard and ours.to_tag is not None and theirs.to_tag is not None:
+            self.tags[theirs.to_tag] = ours.to_tag
 
 
 def edit_media(passage: Passage) -> None:

@@ -56,6 +56,15 @@ def test_it_is_held_back_while_nowhere_to_send_it_is_known() -> None:
     assert made.latches[Side.B].statistics().packets == 1
 
 
+def test_what_comes_before_its_side_has_described_itself_is_held_and_not_foreign() -> None:
+    """As the first packets of who answers, which overtake his 200."""
+    made = Crossing(entropy=bytes)
+    made.expect(Side.A, in_public(), now=0.0)
+    assert take(made, rtp(1), MAPPED, "b.rtp") == take(made, rtcp(), MAPPED, "b.rtcp") == []
+    assert made.latches[Side.A].statistics().held == 2
+    assert made.latches[Side.B].statistics().foreign == 0
+
+
 def test_a_public_address_is_sent_to_before_it_has_spoken() -> None:
     made = crossing()
     take(made, rtp(1), MAPPED, "a.rtp")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nattools.endpoint import Endpoint
+from nattools.endpoint import Endpoint, IPAddress
 from nattools.session.flows import Flow, Flows, Listener
 from tests.unit.session.proxy_desk import ALICE, OUTSIDE, PROXY
 
@@ -53,6 +53,28 @@ def test_the_nearest_listener_is_used() -> None:
 
 
 @pytest.mark.parametrize(
+    "remote",
+    [
+        *("224.0.0.1:5060", "255.255.255.255:5060", "0.0.0.0:5060", "203.0.113.9:0"),
+        *("127.0.0.1:6379", "[::ffff:127.0.0.1]:6379", "[::ffff:224.0.0.1]:5060"),
+    ],
+)
+def test_nothing_is_sent_to_everybody_nor_to_what_listens_on_this_machine_alone(remote: str) -> None:
+    assert flows().towards(Endpoint.parse(remote), "UDP") is None
+    assert flows().towards(Endpoint.parse(remote), "TCP") is None
+
+
+def test_on_this_machine_is_reached_what_a_loopback_listener_faces_or_the_operator_has_named() -> None:
+    beside = Endpoint.of("127.0.0.1", 5080)
+    inside = Flows([Listener("u", "UDP", PROXY), Listener("lo", "UDP", Endpoint.of("127.0.0.1", 5060))])
+    assert inside.towards(beside, "UDP") == Flow("lo", beside)
+    known = flows()
+    known.trust(beside)
+    assert known.towards(beside, "UDP") == Flow("in", beside)
+    assert known.towards(beside.with_port(5081), "UDP") is None
+
+
+@pytest.mark.parametrize(
     ("host", "port", "own"),
     [
         (b"203.0.113.7", None, True),
@@ -68,6 +90,28 @@ def test_the_nearest_listener_is_used() -> None:
 )
 def test_what_is_the_proxys_own(host: bytes, port: int | None, own: bool) -> None:
     assert flows().is_own(host, port) is own
+
+
+def test_of_several_addresses_the_one_that_faces_the_other_side_is_used() -> None:
+    inside, outside = Endpoint.of("192.168.0.1", 5060), Endpoint.of("203.0.113.5", 5060)
+    asked: list[Endpoint] = []
+
+    def facing(remote: Endpoint) -> IPAddress | None:
+        asked.append(remote)
+        return {"1": inside.ip, "9": outside.ip}.get(str(remote.ip)[-1])
+
+    listeners = [Listener("in", "UDP", inside), Listener("out", "UDP", outside), Listener("t", "TCP", inside)]
+    flows = Flows(listeners, facing=facing)
+    for remote, near, expected in (
+        (Endpoint.of("192.168.0.1", 5062), "out", "in"),
+        (Endpoint.of("203.0.113.9", 5062), "in", "out"),
+        (Endpoint.of("203.0.113.10", 5062), "out", "out"),  # no way there: as ever
+    ):
+        flow = flows.towards(remote, "UDP", near=near)
+        assert flow == Flow(expected, remote)
+    assert len(asked) == 3
+    assert flows.towards(outside.with_port(5062), "TCP") == Flow("t", outside.with_port(5062))
+    assert len(asked) == 3  # there is no choice
 
 
 def test_a_proxy_needs_a_listener_of_a_known_transport() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
+
 import pytest
 
 from nattools.endpoint import Endpoint
@@ -12,6 +14,7 @@ from nattools.session.nat_tests import (
     find_signs,
     fix_contacts,
     is_inside,
+    is_neighbour,
     read_alias,
     without_alias,
 )
@@ -139,3 +142,23 @@ def test_an_alias_that_leads_nowhere_is_none(alias: str) -> None:
 )
 def test_which_addresses_are_inside(host: bytes, inside: bool) -> None:
     assert is_inside(read_ip(host)) is inside
+
+
+@pytest.mark.parametrize(
+    ("remote", "local", "is_near"),
+    [
+        ("192.168.0.108", "192.168.0.1", True),
+        ("10.0.0.1", "192.168.0.1", True),
+        ("127.0.0.1", "127.0.0.1", True),
+        ("169.254.1.1", "169.254.1.2", True),
+        ("203.0.113.1", "203.0.113.1", True),
+        ("203.0.113.2", "203.0.113.1", False),
+        ("100.64.0.2", "100.64.0.1", False),
+        ("2001:db8:0:1::2", "2001:db8:0:1::1", True),
+        ("2001:db8:0:2::2", "2001:db8:0:1::1", False),
+        ("fd00::1", "2001:db8:0:1::1", True),
+        ("203.0.113.2", "2001:db8::1", False),
+    ],
+)
+def test_a_neighbour_is_surely_not_on_the_internet(remote: str, local: str, is_near: bool) -> None:
+    assert is_neighbour(ip_address(remote), ip_address(local)) is is_near

@@ -19,6 +19,7 @@ from nattools.session.ng import (
 from nattools.session.relay import Expectation, PortPair
 from nattools.sip.sdp import SessionDescription
 
+PRIVATE = Endpoint.of("192.168.0.108", 5004)
 RTP = Endpoint.of("198.51.100.8", 5004)
 # What rtpengine 10.5.3 says of a stream on hold, whose c= line names no address.
 HELD = (
@@ -72,6 +73,17 @@ def test_a_side_is_described_as_it_expects() -> None:
         (None, True, ["c=IN IP6 ::", "m=audio 9 RTP/AVP 0"]),
         (Expectation(None, payload_types=frozenset({8})), False, ["c=IN IP4 0.0.0.0", "m=audio 9 RTP/AVP 8"]),
         (Expectation(RTP), False, ["c=IN IP4 198.51.100.8", "m=image 5004 udptl t38"]),
+        # rtpengine would send there for 3 s before it followed the phone to where it is heard from
+        (
+            Expectation(PRIVATE, payload_types=frozenset({0})),
+            False,
+            ["c=IN IP4 0.0.0.0", "m=audio 9 RTP/AVP 0"],
+        ),
+        (
+            Expectation(PRIVATE, payload_types=frozenset({0}), is_proven=True),
+            False,
+            ["c=IN IP4 192.168.0.108", "m=audio 5004 RTP/AVP 0"],
+        ),
         (
             Expectation(Endpoint.of("2001:db8::8", 5004), payload_types=frozenset({0})),
             False,

@@ -483,3 +483,26 @@ def test_a_2xx_that_comes_when_its_invite_is_forgotten_begins_no_call() -> None:
     assert desk.respond(second, 200, CAROL, tag="c") == []
     assert desk.has_no_event()
     assert len(desk.proxy.dialogs) == 1
+
+
+@pytest.mark.parametrize("code", [401, 180])
+def test_a_100_waits_for_what_comes_back_at_once_where_a_challenge_is_likely(code: int) -> None:
+    desk = Desk()
+    desk.put(request(body=BODY))
+    number = desk.received().number
+    desk.proxy.forward(number, [BOB_TARGET], now=desk.now, is_challenged=True)
+    [invite] = parsed(desk.proxy.transmits())
+    assert invite.method == "INVITE"
+    answers = parsed(desk.respond(invite, code))
+    assert code in [answer.status_code for answer in answers]
+    assert all(sent.status_code != 100 for _, one in desk.wait(1) for sent in parsed([one]))
+
+
+def test_where_no_challenge_comes_a_100_does() -> None:
+    desk = Desk()
+    desk.put(request(body=BODY))
+    desk.proxy.forward(desk.received().number, [BOB_TARGET], now=desk.now, is_challenged=True)
+    desk.proxy.transmits()
+    began = desk.now
+    sent = [(at, one) for at, one in desk.wait(1) if one.data.startswith(b"SIP/2.0 100")]
+    assert [at - began for at, _ in sent] == [pytest.approx(0.2)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nattools.endpoint import Endpoint
-from nattools.session.events import CallEnded, CallStarted
+from nattools.session.events import CallEnded, CallFailed, CallStarted
 from nattools.session.flows import Flow
 from nattools.session.forking import Target
 from nattools.sip.message import SipMessage
@@ -26,16 +26,40 @@ from tests.unit.session.proxy_desk import (
 RECORDED = f"<sip:{PROXY};lr>"
 
 
-def test_an_answer_of_the_driver_has_a_tag_and_is_sent_again() -> None:
+def test_a_refusal_of_the_driver_has_a_tag_and_is_sent_once_for_each_request() -> None:
+    desk = Desk()
+    for _ in range(2):
+        desk.put(request())
+        number = desk.received().number
+        desk.proxy.answer(number, 404, "Not Found", [("X-A", "b")], now=0)
+        (refusal,) = desk.proxy.transmits()
+        assert SipMessage.parse(refusal.data).to_tag
+        desk.event(CallFailed)
+        desk.proxy.answer(number, 486, "Too late", now=1)
+        assert desk.proxy.transmits() == []
+    assert desk.wait(100) == []
+
+
+def test_the_ack_of_a_refusal_goes_no_further() -> None:
+    desk = Desk()
+    desk.put(request())
+    desk.proxy.answer(desk.received().number, 404, "Not Found", now=0)
+    tag = SipMessage.parse(desk.proxy.transmits()[0].data).to_tag or b""
+    desk.event(CallFailed)
+    assert desk.put(request("ACK", cseq=1, to_tag=tag.decode())) == []
+    assert desk.has_no_event()
+    desk.put(request("ACK", cseq=1, to_tag="another"))
+    assert desk.received().request.method == "ACK"
+
+
+def test_what_was_waited_for_is_refused_until_the_ack_is_here() -> None:
     desk = Desk()
     desk.put(request())
     number = desk.received().number
-    desk.proxy.answer(number, 404, "Not Found", [("X-A", "b")], now=0)
-    (first,) = desk.proxy.transmits()
-    assert SipMessage.parse(first.data).to_tag
-    assert [one for _, one in desk.wait(0.5)] == [first]
-    desk.proxy.answer(number, 486, "Too late", now=1)
-    assert desk.proxy.transmits() == []
+    assert [lines([one]) for _, one in desk.wait(0.3)] == [[f"100 Trying -> {ALICE}"]]
+    desk.proxy.answer(number, 404, "Not Found", now=0.3)
+    (refusal,) = desk.proxy.transmits()
+    assert [one for _, one in desk.wait(0.9)] == [refusal]
 
 
 def test_a_response_that_the_driver_has_whole_is_sent() -> None:

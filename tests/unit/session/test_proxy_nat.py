@@ -105,6 +105,26 @@ def test_a_callee_behind_a_nat_gets_an_alias_and_a_public_one_does_not() -> None
     assert ok.first_value("contact") == f"<sip:bob@{BOB}>".encode()
 
 
+def test_a_callee_whose_public_contact_leads_nowhere_is_reached_where_it_is_registered() -> None:
+    desk = Desk()
+    wrong = "203.0.113.1:61000"  # the port of its NAT towards a STUN server
+    (invite,) = desk.invite(Target(f"sip:bob@{wrong}".encode(), Flow("u", NAT)))
+    (ok,) = parsed(desk.respond(invite, 200, NAT, contact=f"<sip:bob@{wrong}>"))
+    assert ok.first_value("contact") == f"<sip:bob@{wrong};alias={ALIAS}>".encode()
+    desk.event(CallStarted)
+    for method in ("ACK", "INVITE"):
+        again = request(
+            method, f"sip:bob@{wrong}", via=[f"SIP/2.0/UDP {ALICE};branch=z9hG4bK{method}"], to_tag="b"
+        )
+        desk.put(again)
+        sent = desk.forward()
+        assert lines(sent)[-1] == f"{method} sip:bob@{wrong} -> {NAT}"
+    (ok,) = parsed(desk.respond(parsed(sent)[-1], 200, NAT, contact=f"<sip:bob@{wrong}>"))
+    assert ok.first_value("contact") == f"<sip:bob@{wrong};alias={ALIAS}>".encode()
+    desk.put(request("BYE", f"sip:bob@{wrong}", via=[f"SIP/2.0/UDP {ALICE};branch=z9hG4bKz"], to_tag="b"))
+    assert lines(desk.forward()) == [f"BYE sip:bob@{wrong} -> {NAT}"]
+
+
 def test_the_contacts_of_a_redirection_are_other_places_and_stay() -> None:
     desk = Desk()
     (invite,) = desk.invite()
@@ -258,3 +278,60 @@ def test_a_request_without_a_contact_changes_no_way() -> None:
     desk.respond(sent, 200)
     desk.put(from_bob("BYE", f"sip:alice@{PRIVATE}"), BOB)
     assert lines(desk.forward()) == [f"BYE sip:alice@{PRIVATE} -> {NAT}"]
+
+
+def mute(request: SipMessage) -> SipMessage:
+    """A request whose Record-Route the phone that answers it does not repeat, as pyVoIP 1.6 does not."""
+    copy = request.unedited()
+    for header in copy.headers_named("record-route"):
+        copy.remove_header(header)
+    return SipMessage.parse(copy.encode())
+
+
+def test_a_phone_that_repeats_no_record_route_is_reached_through_the_proxy_all_the_same() -> None:
+    desk = Desk()
+    others = ["<sip:203.0.113.77;lr>", "<sip:203.0.113.78;lr>"]
+    data = request(body=BODY, headers=[("Max-Forwards", "70"), ("Record-Route", ", ".join(others))])
+    [invite] = desk.invite(data=data)
+    for code in (180, 200):
+        [answer] = parsed(desk.respond(mute(invite), code, contact=f"<sip:bob@{PRIVATE}>"))
+        assert texts(answer, "record-route") == [RECORDED, *others]
+    desk.event(CallStarted)
+    desk.put(from_bob("BYE", f"sip:alice@{ALICE}"), BOB)
+    [bye] = parsed(desk.forward())
+    assert texts(bye, "route") == others
+
+
+def test_a_response_that_begins_no_dialog_gets_no_record_route() -> None:
+    desk = Desk()
+    [invite] = desk.invite()
+    [trying] = parsed(desk.respond(mute(invite), 183, tag=""))
+    assert not texts(trying, "record-route")
+    desk.respond(invite, 200)
+    desk.event(CallStarted)
+    desk.put(from_bob("INVITE", f"sip:alice@{ALICE}", route=RECORDED), BOB)
+    [again] = [message for message in parsed(desk.forward()) if message.is_request]
+    [answer] = parsed(desk.respond(mute(again), 200, ALICE, tag=""))
+    assert not texts(answer, "record-route")
+
+
+def test_an_ack_with_a_tag_that_the_phone_made_up_reaches_who_answered() -> None:
+    desk = Desk()
+    [invite] = desk.invite()
+    desk.respond(invite, 200)
+    desk.event(CallStarted)
+    for tag in ("made-up", "another"):  # as pyVoIP 1.6 sends it, without Route, on the branch of its INVITE
+        desk.put(request("ACK", to_tag=tag))
+        [ack] = parsed(desk.forward())
+        assert (ack.to_tag, ack.method) == (b"b", "ACK")
+
+
+def test_of_several_answers_none_gets_an_ack_with_a_made_up_tag() -> None:
+    desk = Desk()
+    first, second = desk.invite(BOB_TARGET, Target(f"sip:carol@{CAROL}".encode()))
+    for copy, source, tag in ((first, BOB, "b"), (second, CAROL, "c")):
+        desk.respond(copy, 200, source, tag=tag)
+    desk.put(request("ACK", to_tag="made-up"))
+    desk.event(CallStarted)
+    desk.event(CallStarted)
+    assert desk.received().request.to_tag == b"made-up"

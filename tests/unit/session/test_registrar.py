@@ -44,14 +44,12 @@ class TestWhose:
 
 
 class TestWho:
-    def test_without_credentials_every_algorithm_is_offered_and_nothing_is_bound(self) -> None:
+    def test_without_credentials_it_asks_for_what_every_phone_knows_and_binds_nothing(self) -> None:
         phone = Phone(registrar())
         response = asyncio.run(phone.ask(register(CONTACT)))
         assert (response.status_code, response.reason) == (401, b"Unauthorized")
-        assert [value.rpartition("=")[2] for value in values(response, "www-authenticate")] == [
-            "SHA-256",
-            "MD5",
-        ]
+        # baresip 1.0 gives up at any challenge that is not MD5, be there others beside it.
+        assert [value.rpartition("=")[2] for value in values(response, "www-authenticate")] == ["MD5"]
         assert response.to_tag
         assert not contacts(response)
         assert phone.bindings() == ()

@@ -6,10 +6,11 @@ import pytest
 
 from nattools.endpoint import Endpoint
 from nattools.errors import DecodeError
-from nattools.session.dialogs import Dialogs
+from nattools.session.dialogs import Dialogs, Party
 from nattools.session.flows import Flow, Flows, Listener
-from nattools.session.routing import Itinerary, apply, plan, remove_first_values
+from nattools.session.routing import Itinerary, NextHop, apply, leads_to, plan, remove_first_values
 from nattools.sip.message import SipMessage
+from nattools.sip.uri import SipUri
 from tests.unit.session.proxy_desk import ALICE, BOB, CAROL, PROXY, request, texts
 
 SIX = Endpoint.of("2001:db8::7", 5060)
@@ -39,6 +40,35 @@ def planned(uri: str, *routes: str) -> tuple[Itinerary, SipMessage]:
 def leads(itinerary: Itinerary) -> str:
     hop = itinerary.hop
     return "nowhere" if hop is None or hop.flow is None else f"{hop.flow.socket} {hop.flow.remote}"
+
+
+@pytest.mark.parametrize(
+    ("uri", "route", "flow", "does"),
+    [
+        (f"sip:bob@{BOB}", "", None, True),
+        (f"sip:bob@{BOB}", "", f"{BOB}", True),
+        ("sip:bob@10.0.0.1", "", f"{CAROL}", True),  # by the NAT that it is heard from
+        (f"sip:bob@{ALICE}", "", None, False),
+        (f"sip:bob@{ALICE}", "", f"{ALICE}", False),
+        ("sip:bob@Reached.Example", "", None, True),  # as its INVITE was sent
+        (f"sip:bob@{ALICE}", f"<sip:{ALICE};lr>", None, True),
+        (f"sip:bob@{ALICE}", "<sip:[::1", None, False),
+    ],
+)
+def test_a_hop_leads_to_a_party_or_to_somebody_else(
+    uri: str, route: str, flow: str | None, does: bool
+) -> None:
+    party = Party(
+        b"t",
+        b"<sip:bob@example.com>;tag=t",
+        b"sip:bob@%b" % str(BOB).encode(),
+        (route.encode(),) if route else (),
+        Flow("u", CAROL),
+        sent_to=b"sip:bob@reached.example",
+    )
+    parsed = SipUri.parse(uri.encode())
+    hop = NextHop(parsed.host, parsed.port, "UDP", None if flow is None else Flow("u", Endpoint.parse(flow)))
+    assert leads_to(hop, party) is does
 
 
 @pytest.mark.parametrize(
@@ -137,3 +167,10 @@ def test_values_that_stay_are_left_as_they_were_written() -> None:
         message = SipMessage.parse(data)
         remove_first_values(message, "route", number)
         assert message.encode() == data.replace(folded, left)
+
+
+def test_an_itinerary_to_another_target_keeps_the_rest() -> None:
+    itinerary = Itinerary(b"sip:a@b", None, 1, (b"<sip:c;lr>",))
+    assert itinerary.to(b"sip:d@e", (b"<sip:f;lr>",)) == Itinerary(
+        b"sip:d@e", None, 1, (b"<sip:f;lr>", b"<sip:c;lr>")
+    )

@@ -62,3 +62,10 @@ def test_what_is_wrong_is_said_without_the_password(text: str, said: str) -> Non
 def test_passwords_are_not_shown() -> None:
     users = Users({"alice": "hidden"})
     assert "hidden" not in f"{users!r} {users}"
+
+
+def test_they_become_others() -> None:
+    users = Users({"alice": "old", "bob": "secret"})
+    users.become(Users({"alice": "new"}))
+    assert users.password_of("alice") == "new"
+    assert "bob" not in users

@@ -13,7 +13,7 @@ from ipaddress import ip_address
 import pytest
 
 from nattools.endpoint import Endpoint
-from nattools.errors import LocalAddressError
+from nattools.errors import LocalAddressError, TransportError
 from nattools.session.crossing import Foreign
 from nattools.session.engines.sockets import SocketEngine, SocketStream
 from nattools.session.ports import PortPairs
@@ -290,7 +290,7 @@ def test_a_stream_may_be_closed_by_what_it_tells() -> None:
             for _ in range(3):
                 say(call.phones[Side.A].rtp, rtp(1), port)
         await asyncio.sleep(FENCE_S)
-        assert sum(stream.statistics(side).foreign for side in Side) == 1
+        assert sum(stream.statistics(side).held for side in Side) == 1
         await engine.close()
 
     calling(closes)
@@ -370,3 +370,51 @@ def test_ports_that_another_program_has_meanwhile_are_refused() -> None:
         await engine.close()
 
     asyncio.run(test())
+
+
+def test_others_may_use_a_socket_of_a_stream_for_what_is_no_media() -> None:
+    async def test(call: Call) -> None:
+        with ExitStack() as stack:
+            stranger, stream = Phone(stack), await call.open()
+            taken: list[bytes] = []
+
+            def eats(data: bytes, source: Endpoint) -> bool:
+                assert source == endpoint(stranger.rtp)
+                taken.append(data)
+                return data == b"mine"
+
+            at = stream.ports(Side.B).rtp
+            stream.tap("b.rtp", eats)
+            stream.send("b.rtp", b"question", endpoint(stranger.rtp))
+            assert await heard(stranger.rtp) == (b"question", at)
+            for data in (b"mine", b"not mine"):
+                say(stranger.rtp, data, at)
+            await until(lambda: len(taken) == 2)
+            assert [each.data for each in call.foreign] == [b"not mine"]
+            assert stream.statistics(Side.B).foreign == 1
+
+    calling(test)
+
+
+def test_a_closed_stream_tells_who_used_its_sockets() -> None:
+    async def test(call: Call) -> None:
+        stream = await call.open()
+        told: list[str] = []
+        stream.on_closed(lambda: told.append("in time"))
+        await stream.close()
+        await stream.close()
+        stream.on_closed(lambda: told.append("late"))
+        assert told == ["in time", "late"]
+        with pytest.raises(TransportError, match="the stream is closed"):
+            stream.send("b.rtp", b"question", Endpoint.of("127.0.0.1", 9))
+
+    calling(test)
+
+
+def test_what_cannot_be_sent_from_a_socket_of_a_stream_says_so() -> None:
+    async def test(call: Call) -> None:
+        stream = await call.open()
+        with pytest.raises(TransportError, match=r"cannot send to 127\.0\.0\.1:0: "):
+            stream.send("a.rtcp", b"question", Endpoint.of("127.0.0.1", 0))
+
+    calling(test)

@@ -31,6 +31,7 @@ FULL = ContactBinding(
     "udp-1",
     "urn:a",
     7,
+    b"sip:\xfe@203.0.113.5;natgate=a~example.com",
 )
 PLAIN = ContactBinding(b"sip:a@192.0.2.1", 1e6, b"call", 1)
 

@@ -1,0 +1,1 @@
+"""The doors of the session controller, which `nattools.session.server` joins."""
