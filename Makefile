@@ -5,7 +5,7 @@ BIN := .venv/bin
 SOURCES := nattools tests bench examples
 # What the tests of tests/lab talk to, besides namespaces
 TEST_PACKAGES := nftables iproute2 util-linux coturn stun-client stun-server miniupnpd-nftables natpmpc \
-	wireguard-go wireguard-tools kamailio baresip-core redis-server rtpengine-daemon
+	wireguard-go wireguard-tools kamailio baresip-core linphone-cli sip-tester redis-server rtpengine-daemon
 FUZZ_COUNT ?= 1000000
 # One more than most machines of CI have processors: many tests of tests/lab wait, and more of them would starve routers
 TEST_WORKERS ?= 3
@@ -56,6 +56,8 @@ bench: .venv/made
 	$(BIN)/python -m bench.binding
 	$(BIN)/python -m bench.sip
 	$(BIN)/python -m bench.relay
+	$(BIN)/python -m bench.calls
+	$(BIN)/python -m bench.natgate_matrix
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

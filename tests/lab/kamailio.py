@@ -39,13 +39,13 @@ _MODULE_PATHS = (
     *Path("/usr/lib64").glob("kamailio/modules"),
 )
 
-# Nothing here fixes anything: no nathelper, no force_rport, no GRUU, and nobody's address is rewritten.
+# Nothing here fixes anything: no nathelper, no force_rport, and nobody's address is rewritten.
 _ROUTES = """
 request_route {
     if (!mf_process_maxfwd_header("10")) { sl_send_reply("483", "Too Many Hops"); exit; }
     if (is_method("CANCEL")) { if (t_check_trans()) t_relay(); exit; }
     if (has_totag()) {
-        if (loose_route()) { t_relay(); exit; }
+        if (loose_route()) { route(GRUU); t_relay(); exit; }
         if (is_method("ACK")) { if (t_check_trans()) t_relay(); exit; }
         sl_send_reply("404", "Not here"); exit;
     }
@@ -60,6 +60,8 @@ request_route {
     if (!t_relay()) sl_reply_error();
 }
 """
+# A phone may have its GRUU for its Contact, and whoever gave it knows where that leads (RFC 5627 §3.4).
+_RESOLVE_GRUU = 'if (uri == myself && !lookup("location")) { sl_send_reply("404", "Not Found"); exit; }'
 _CHALLENGE_REGISTER = """
     if (is_method("REGISTER") && !pv_www_authenticate("REALM", "PASSWORD", "0")) {
         www_challenge("REALM", "1"); exit;
@@ -84,20 +86,27 @@ def why_no_kamailio() -> str | None:
 
 @contextmanager
 def kamailio(
-    lab: Lab, *, password: str | None = None, call_challenge: int | None = 407, unanswered_s: float = 4
+    lab: Lab,
+    *,
+    password: str | None = None,
+    call_challenge: int | None = 407,
+    unanswered_s: float = 4,
+    gruu: bool = False,
+    path: bool = False,
 ) -> Iterator[None]:
     """Serve at `REGISTRAR`, over UDP and TCP, and answer STUN there, as long as the block lasts.
 
     With a `password`, which is then everybody's, it challenges REGISTER by 401, and INVITE by
     `call_challenge`: 401, 407 or not at all. A request that nobody answers for `unanswered_s` is answered by
-    408. What is sent to a private address is lost, as on the Internet. Raises `AssertionError` where kamailio
-    does not come up.
+    408. With `gruu` it gives each phone that asks an address of its own (RFC 5627); with `path` it knows
+    RFC 3327. What is sent to a private address is lost, as on the Internet. Raises `AssertionError` where
+    kamailio does not come up.
     """
     assert _PROGRAM is not None
     lose_what_has_no_route(lab)
     with tempfile.TemporaryDirectory(prefix="kamailio-") as directory:
         file = Path(directory, "kamailio.cfg")
-        file.write_text(_configuration(password, call_challenge, unanswered_s))
+        file.write_text(_configuration(password, call_challenge, unanswered_s, gruu=gruu, path=path))
         log = Path(directory, "log")
         with log.open("w") as written:
             process = lab.public.popen(
@@ -128,7 +137,9 @@ def lose_what_has_no_route(lab: Lab) -> None:
     )
 
 
-def _configuration(password: str | None, call_challenge: int | None, unanswered_s: float) -> str:
+def _configuration(
+    password: str | None, call_challenge: int | None, unanswered_s: float, *, gruu: bool, path: bool
+) -> str:
     challenges = ""
     if password is not None:
         challenges = _CHALLENGE_REGISTER
@@ -144,8 +155,10 @@ mpath="{_MODULE_PATHS[0]}"
 {modules}
 modparam("usrloc", "db_mode", 0)
 modparam("registrar", "default_expires", 3600)
-modparam("registrar", "gruu_enabled", 0)
+modparam("registrar", "gruu_enabled", {int(gruu)})
+modparam("registrar", "use_path", {int(path)})
 modparam("tm", "fr_timer", {round(unanswered_s * 1000)})
 {_ROUTES}
 route[CHALLENGE] {{ {challenges} return; }}
+route[GRUU] {{ {_RESOLVE_GRUU if gruu else ""} return; }}
 """

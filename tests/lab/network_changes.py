@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from contextlib import contextmanager
 from ipaddress import IPv4Interface
 from typing import TYPE_CHECKING
@@ -50,14 +51,15 @@ def address_of(host: Host, interface: str) -> IPv4Interface:
     return IPv4Interface(f"{address['local']}/{address['prefixlen']}")
 
 
-def change_wan_address(lab: Lab, address: str) -> None:
+def change_wan_address(lab: Lab, address: str) -> float:
     """Give the outer router another address of its WAN network, as providers do at night.
 
-    Its flows end with the old one, but for those of an `Igd`, which ends them by itself.
+    Its flows end with the old one, but for those of an `Igd`, which ends them by itself. Returns a moment, by
+    `time.monotonic`, before which the router passed nothing any more; soon after it, it does again.
     """
     if lab.topology.igd is not None:
         lab.igd.change_wan_address(address)
-        return
+        return time.monotonic()
     held = address_of(lab.router, WAN_INTERFACE)
     with _passing_nothing(lab.router):
         # The new one first: an interface without any address has no routes.
@@ -69,6 +71,7 @@ def change_wan_address(lab: Lab, address: str) -> None:
         if not lab.topology.nat.translates:
             configure(lab.public, f"route replace 198.51.100.0/24 via {address}")
         _forget(lab)
+        return time.monotonic()
 
 
 def change_client_address(lab: Lab, address: str) -> None:

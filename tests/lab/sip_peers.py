@@ -82,13 +82,14 @@ def why_no_pyvoip() -> str | None:
 
 
 class Phone(ABC):
-    """A telephone of one user at `REGISTRAR`, which plays one tone and records what it hears.
+    """A telephone of one user at a server, which plays one tone and records what it hears.
 
     It is there as long as the `with` block lasts, answers every call, and has one at a time.
     """
 
-    def __init__(self, user: str, *, plays_hz: int) -> None:
+    def __init__(self, user: str, *, plays_hz: int, server: Endpoint = REGISTRAR) -> None:
         self.user = user
+        self.server = server
         self.plays_hz = plays_hz
         self._told: list[str] = []
         self._scratch = tempfile.TemporaryDirectory(prefix=f"{user}-")
@@ -109,8 +110,8 @@ class Phone(ABC):
 
     @property
     def uri(self) -> str:
-        """Where others call it."""
-        return uri_of(self.user)
+        """Where others call it, who have the same server."""
+        return uri_of(self.user, self.server)
 
     @property
     def log(self) -> str:
@@ -173,19 +174,33 @@ class Phone(ABC):
         raise AssertionError(f"{self.user}: not {event} within {within_s} s: {self._told} {self.log}")
 
 
-def uri_of(user: str) -> str:
-    """The address of record of a user at `REGISTRAR`."""
-    return f"sip:{user}@{REGISTRAR.ip}"
+def uri_of(user: str, server: Endpoint = REGISTRAR) -> str:
+    """The address of record of a user at a server on port 5060."""
+    return f"sip:{user}@{server.ip}"
 
 
 class Baresip(Phone):
     """Baresip, as Debian has it, at an address of a host, which must be the first of its interface."""
 
-    def __init__(self, host: Host, user: str, at: Endpoint, *, plays_hz: int, password: str = "") -> None:
-        super().__init__(user, plays_hz=plays_hz)
+    def __init__(
+        self,
+        host: Host,
+        user: str,
+        at: Endpoint,
+        *,
+        plays_hz: int,
+        password: str = "",
+        server: Endpoint = REGISTRAR,
+        outbound: Endpoint | None = None,
+        control_port: int = _CONTROL_PORT,
+    ) -> None:
+        """With `outbound` all that it sends goes by that proxy; two on one host need two control ports."""
+        super().__init__(user, plays_hz=plays_hz, server=server)
         self._host = host
         self._at = at
         self._password = password
+        self._outbound = outbound
+        self._control_port = control_port
         self._control: socket.socket | None = None
         self._held = b""
         self._events: list[tuple[str, str]] = []
@@ -194,21 +209,26 @@ class Baresip(Phone):
         self._has_account = False
 
     @classmethod
-    def outside(cls, lab: Lab, user: str, *, plays_hz: int, password: str = "") -> Self:
+    def outside(
+        cls, lab: Lab, user: str, *, plays_hz: int, password: str = "", server: Endpoint = REGISTRAR
+    ) -> Self:
         """One on the public side."""
-        return cls(lab.public, user, SERVER.with_port(5060), plays_hz=plays_hz, password=password)
+        at = SERVER.with_port(5060)
+        return cls(lab.public, user, at, plays_hz=plays_hz, password=password, server=server)
 
     @classmethod
-    def inside(cls, lab: Lab, user: str, *, plays_hz: int, password: str = "") -> Self:
+    def inside(
+        cls, lab: Lab, user: str, *, plays_hz: int, password: str = "", server: Endpoint = REGISTRAR
+    ) -> Self:
         """One on the client, without any help against its NAT."""
         at = Endpoint.of(lab.topology.client_address, 5060)
-        return cls(lab.client, user, at, plays_hz=plays_hz, password=password)
+        return cls(lab.client, user, at, plays_hz=plays_hz, password=password, server=server)
 
     def _start(self) -> None:
         lines = [
             f"sip_listen {self._at}",
             f"net_interface {CLIENT_INTERFACE}",
-            f"ctrl_tcp_listen 127.0.0.1:{_CONTROL_PORT}",
+            f"ctrl_tcp_listen 127.0.0.1:{self._control_port}",
             "poll_method epoll",
             f"audio_source aufile,{self.tone}",
             "audio_player aubridge,none",
@@ -233,7 +253,7 @@ class Baresip(Phone):
                 stdout=log,
                 stderr=log,
             )
-        self._control = _connected(self._host, _CONTROL_PORT)
+        self._control = _connected(self._host, self._control_port)
 
     def close(self) -> None:
         if self._control is not None:
@@ -252,16 +272,27 @@ class Baresip(Phone):
     def _make_account(self, refresh_s: int) -> None:
         """Add its user, who registers at once unless `refresh_s` is 0."""
         password = self._password or "none"  # without one, it would ask for it at the terminal
-        self._command("uanew", f"<{self.uri}>;answermode=auto;regint={refresh_s};auth_pass={password}")
+        words = f"<{self.uri}>;answermode=auto;regint={refresh_s};auth_pass={password}"
+        if self._outbound is not None:
+            words += f';outbound="sip:{self._outbound}"'
+        self._command("uanew", words)
         self._has_account = True
 
     def call(self, user: str) -> None:
         if not self._has_account:
             self._make_account(refresh_s=0)
-        self._command("dial", uri_of(user))
+        self._command("dial", uri_of(user, self.server))
 
     def hang_up(self) -> None:
         self._command("hangup")
+
+    def hold(self) -> None:
+        """Put the call on hold, by a re-INVITE (RFC 3264 §8.4)."""
+        self._command("hold")
+
+    def resume(self) -> None:
+        """Take the call up again, by another re-INVITE."""
+        self._command("resume")
 
     def recordings(self) -> Sequence[Path]:
         return list(self.directory.glob("dump-*-dec.wav"))
@@ -325,8 +356,16 @@ class ProgramPhone(Phone):
     Each of its lines has an `event` and perhaps a `reason`; lines of another form are ignored.
     """
 
-    def __init__(self, host: Host, user: str, argv: Sequence[str], *, plays_hz: int) -> None:
-        super().__init__(user, plays_hz=plays_hz)
+    def __init__(
+        self,
+        host: Host,
+        user: str,
+        argv: Sequence[str],
+        *,
+        plays_hz: int,
+        server: Endpoint = REGISTRAR,
+    ) -> None:
+        super().__init__(user, plays_hz=plays_hz, server=server)
         self._host = host
         self._argv = argv
         self._process: Process | None = None
@@ -375,25 +414,48 @@ class ProgramPhone(Phone):
         while self._lines.are_there(within_s=max(deadline - time.monotonic(), 0)):
             line = self._lines.next()
             assert line, f"{self.user}: the program has ended: {self.log}"
-            if line.startswith("{"):
-                told = json.loads(line)
-                return told["event"], told.get("reason", "")
+            if (told := self._read(line)) is not None:
+                return told
         return None
+
+    def _read(self, line: str) -> tuple[str, str] | None:
+        """The event that a line tells, and its reason; None where it tells none."""
+        if not line.startswith("{"):
+            return None
+        told = json.loads(line)
+        return told["event"], told.get("reason", "")
 
 
 class PyVoip(ProgramPhone):
     """pyVoIP on a host, unchanged; `line` is a line of Python that its program begins with."""
 
     def __init__(
-        self, host: Host, user: str, at: Endpoint, *, plays_hz: int, password: str = "", line: str = ""
+        self,
+        host: Host,
+        user: str,
+        at: Endpoint,
+        *,
+        plays_hz: int,
+        password: str = "",
+        server: Endpoint = REGISTRAR,
+        line: str = "",
     ) -> None:
-        super().__init__(host, user, (), plays_hz=plays_hz)
-        where = (str(REGISTRAR.ip), str(REGISTRAR.port), user, str(at.ip), str(at.port), str(self.directory))
+        super().__init__(host, user, (), plays_hz=plays_hz, server=server)
+        where = (str(server.ip), str(server.port), user, str(at.ip), str(at.port), str(self.directory))
         program = (sys.executable, "-m", "tests.lab.pyvoip_program")
         self._argv = (*program, *where, f"--password={password}", f"--line={line}")
 
     @classmethod
-    def inside(cls, lab: Lab, user: str, *, plays_hz: int, password: str = "", line: str = "") -> Self:
+    def inside(
+        cls,
+        lab: Lab,
+        user: str,
+        *,
+        plays_hz: int,
+        password: str = "",
+        server: Endpoint = REGISTRAR,
+        line: str = "",
+    ) -> Self:
         """One on the client."""
         at = Endpoint.of(lab.topology.client_address, 5060)
-        return cls(lab.client, user, at, plays_hz=plays_hz, password=password, line=line)
+        return cls(lab.client, user, at, plays_hz=plays_hz, password=password, server=server, line=line)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,45 +13,24 @@ from nattools.lab.nat import NatKind
 from nattools.lab.topology import SERVER, Topology
 from tests.lab.conftest import PATIENCE_SECONDS, next_datagram
 from tests.lab.remote_relay import RELAY_ADDRESS, RemoteRelay, rtp, running_relay, talk
+from tests.lab.rtpengine import CONTROL, rtpengine, why_no_rtpengine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.lab.conftest import OpenSockets
 
-CONTROL = "127.0.0.1:2223"
 A = Endpoint.of("198.51.100.108", 5004)
 B = SERVER.with_port(6004)
 PACKETS = 20
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("rtpengine") is None, reason="rtpengine is missing: apt install rtpengine-daemon"
-)
+pytestmark = pytest.mark.skipif(why_no_rtpengine() is not None, reason=why_no_rtpengine() or "")
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    folder: Path = tmp_path_factory.mktemp("rtpengine")
-    options = [
-        "--config-file=none",
-        "--foreground",
-        "--log-stderr",
-        "--log-level=4",
-        "--table=-1",
-        f"--interface={RELAY_ADDRESS}",
-        f"--listen-ng={CONTROL}",
-        "--port-min=31000",
-        "--port-max=31200",
-        "--num-threads=1",
-        f"--pidfile={folder / 'pid'}",
-    ]
-    with (
-        Lab(Topology(NatKind.OPEN), start_server=False) as built,
-        (folder / "log").open("w") as log,
-        built.router.popen(["rtpengine", *options], stderr=log, stdin=subprocess.DEVNULL) as daemon,
-    ):
+def lab() -> Iterator[Lab]:
+    with Lab(Topology(NatKind.OPEN), start_server=False) as built, rtpengine(built.router, RELAY_ADDRESS):
         yield built
-        daemon.terminate()
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from nattools.stun.attributes import XOR_MAPPED_ADDRESS
 from nattools.stun.message import Message, MessageClass, Method
 from tests.lab.conftest import PATIENCE_SECONDS, endpoint_of, next_datagram
 from tests.lab.kamailio import REGISTRAR, kamailio, why_no_kamailio
-from tests.lab.sip_peers import Baresip, PyVoip, why_no_baresip, why_no_pyvoip
+from tests.lab.makers import MAKERS
+from tests.lab.sip_peers import Baresip, why_no_baresip
 
 if TYPE_CHECKING:
     from tests.lab.conftest import OpenSockets
@@ -27,8 +28,6 @@ PASSWORD = "sesame"
 BOB_HZ, ALICE_HZ = 880, 440
 DEAF_S = 1.0  # of silence: a voice is there within a tenth of it
 UNANSWERED_S = 1.5
-
-PHONES: dict[str, type[Baresip | PyVoip]] = {"baresip": Baresip, "pyvoip": PyVoip}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,17 +42,17 @@ def bob_outside(lab: Lab, *, password: str = PASSWORD) -> Phone:
 
 
 def alice_inside(lab: Lab, maker: str) -> Phone:
-    if maker == "pyvoip" and (reason := why_no_pyvoip()) is not None:
+    if (reason := MAKERS[maker].why_not()) is not None:
         pytest.skip(reason)
-    return PHONES[maker].inside(lab, "alice", plays_hz=ALICE_HZ, password=PASSWORD)
+    return MAKERS[maker].phone.inside(lab, "alice", plays_hz=ALICE_HZ, password=PASSWORD)
 
 
-@pytest.mark.parametrize("maker", PHONES)
+@pytest.mark.parametrize("maker", MAKERS)
 def test_where_all_addresses_are_public_both_hear_the_other(maker: str) -> None:
     challenge = 401 if maker == "pyvoip" else 407  # it knows no other
     with (
         Lab(Topology(NatKind.OPEN), start_server=False) as lab,
-        kamailio(lab, password=PASSWORD, call_challenge=challenge),
+        kamailio(lab, password=PASSWORD, call_challenge=challenge, gruu=maker == "linphone"),
         bob_outside(lab) as bob,
         alice_inside(lab, maker) as alice,
     ):
@@ -71,6 +70,8 @@ def test_where_all_addresses_are_public_both_hear_the_other(maker: str) -> None:
         alice.wait_established()
         assert alice.hear() == {BOB_HZ}
         assert bob.hear() == {ALICE_HZ}
+        alice.hang_up()
+        alice.wait_ended()
 
 
 @pytest.mark.parametrize(

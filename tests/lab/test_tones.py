@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.lab import g711
 from tests.lab.tones import RATE_HZ, TONES, Recording, hear, tones_in, write_tone
 
 if TYPE_CHECKING:
@@ -91,3 +92,17 @@ def test_what_was_recorded_before_is_not_heard(tmp_path: Path) -> None:
         return [path, other]
 
     assert hear(with_a_new_one, within_s=10) == {880}
+
+
+@pytest.mark.parametrize("frequency_hz", TONES)
+def test_a_tone_outlives_g711(frequency_hz: int, tmp_path: Path) -> None:
+    samples = tone(tmp_path, frequency_hz)
+    heard = array("h", g711.decode(g711.encode(samples)))
+    assert tones_in(heard[:WINDOW]) == {frequency_hz}
+    assert all(abs(one - other) <= 1 + abs(one) / 16 for one, other in zip(samples, heard, strict=True))
+
+
+def test_every_octet_of_g711_comes_back() -> None:
+    octets = bytes(octet for octet in range(256) if octet != 0x7F)  # which is the other zero
+    assert g711.encode(array("h", g711.decode(octets))) == octets
+    assert g711.decode(b"\x7f\xff\x00\x80") == array("h", [0, 0, -32124, 32124]).tobytes()
