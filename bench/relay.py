@@ -1,9 +1,10 @@
-"""How many RTP packets one core relays: nattools' sockets, rtpengine in user space, and a bare loop in C.
+"""How many RTP packets one core relays: nattools' sockets and kernel, rtpengine in user space, a loop in C.
 
 The same traffic for all in one run: 172-byte RTP both ways on loopback, the relay on one core and the load on
 another. It is spread over a hundred calls, since rtpengine drops what is more than 50 packets behind in one.
 Rates rise until packets are lost. Asked of `sockets`: 0.6 of what rtpengine relays without loss, and 500
-calls at once for a minute without a lost packet, in memory that does not grow.
+calls at once for a minute without a lost packet, in memory that does not grow. The kernel engine relays
+between networks, see `bench.relay_kernel`; asked of it: half of rtpengine's processor time for a packet.
 
     python -m bench.relay [--seconds 4] [--calls 100] [--most-rate 200000] [--minute 60]
 """
@@ -32,6 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nattools.endpoint import Endpoint
+from nattools.session.engines.kernel import KernelEngine
 from nattools.session.engines.sockets import SocketEngine
 from nattools.session.ports import PortPairs
 from nattools.session.relay import Expectation, Side
@@ -43,7 +45,7 @@ PACKETS_OF_A_CALL = 100  # a second, both ways: 20 ms of audio in each
 MOST_GROWTH_MB = 2.0
 
 _LOOPBACK = "127.0.0.1"
-_LOAD_CORE, _RELAY_CORE = "0", "1"
+LOAD_CORE, RELAY_CORE = "0", "1"
 _RATES = (20_000, 40_000, 60_000, 80_000, 100_000, 120_000, 140_000, 160_000, 180_000, 200_000)
 _FIRST_LOAD_PORT, _FIRST_RELAY_PORT, _LAST_RELAY_PORT = 10_000, 20_000, 29_999
 _NG_PORT = 22_223
@@ -54,6 +56,18 @@ _MOST_P50_US = 20_000.0  # later than the next packet: a queue grows, and would 
 
 Line = tuple[int, int, int, int]
 """The port of A, the relay's for A, the port of B, the relay's for B."""
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where the two sides are, and the relay."""
+
+    a: str = _LOOPBACK
+    relay: str = _LOOPBACK
+    b: str = _LOOPBACK
+
+
+LOCAL = Addresses()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +119,7 @@ def load_ports(calls: int) -> list[tuple[int, int]]:
 def pinned(*command: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run a relay on its core until the block ends."""
     process = subprocess.Popen(
-        ["taskset", "-c", _RELAY_CORE, *command],
+        ["taskset", "-c", RELAY_CORE, *command],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -120,25 +134,26 @@ def pinned(*command: str) -> Iterator[subprocess.Popen[bytes]]:
 @contextmanager
 def sockets(calls: int) -> Iterator[Relay]:
     """The engine of nattools, in a process of its own."""
-    with pinned(sys.executable, "-m", "bench.relay", "--serve", "--calls", str(calls)) as process:
+    with pinned(sys.executable, "-m", "bench.relay", "--serve", "sockets", "--calls", str(calls)) as process:
         assert process.stdout is not None
         yield Relay(process, json.loads(process.stdout.readline()))
 
 
-async def serve(calls: int) -> None:
+async def serve(calls: int, name: str, at: Addresses) -> None:
     """What that process does: open the streams, tell their ports, relay until standard input ends."""
-    address = ip_address(_LOOPBACK)
-    engine = SocketEngine(
-        address, PortPairs(_FIRST_RELAY_PORT, _LAST_RELAY_PORT, entropy=secrets.token_bytes)
-    )
+    ports = PortPairs(_FIRST_RELAY_PORT, _LAST_RELAY_PORT, entropy=secrets.token_bytes)
+    address = ip_address(at.relay)
+    engine: SocketEngine | KernelEngine
+    if name == "kernel":
+        engine = await KernelEngine.start(address, ports, name="bench_relay")
+    else:
+        engine = SocketEngine(address, ports)
     lines: list[Line] = []
     for a, b in load_ports(calls):
         stream = await engine.open_stream()
-        for side, port in ((Side.A, a), (Side.B, b)):
-            stream.expect(
-                side,
-                Expectation(Endpoint(address, port), payload_types=frozenset({0}), is_proven=True),
-            )
+        for side, ip, port in ((Side.A, at.a, a), (Side.B, at.b, b)):
+            expected = Expectation(Endpoint.of(ip, port), payload_types=frozenset({0}), is_proven=True)
+            stream.expect(side, expected)
         lines.append((a, stream.ports(Side.A).rtp.port, b, stream.ports(Side.B).rtp.port))
     print(json.dumps(lines), flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
@@ -152,7 +167,7 @@ def bare_loop(calls: int, program: Path) -> Iterator[Relay]:
     with pinned(str(program), "relay") as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(_lines(lines))
+        process.stdin.write(as_text(lines))
         process.stdin.close()
         process.stdin = None
         process.stdout.readline()
@@ -160,7 +175,7 @@ def bare_loop(calls: int, program: Path) -> Iterator[Relay]:
 
 
 @contextmanager
-def rtpengine(calls: int) -> Iterator[Relay]:
+def rtpengine(calls: int, at: Addresses = LOCAL) -> Iterator[Relay]:
     """An rtpengine with one thread and no kernel module."""
     with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
         process = stack.enter_context(
@@ -171,7 +186,7 @@ def rtpengine(calls: int) -> Iterator[Relay]:
                 "--log-stderr",
                 "--log-level=1",
                 "--table=-1",
-                f"--interface={_LOOPBACK}",
+                f"--interface={at.relay}",
                 f"--listen-ng={_LOOPBACK}:{_NG_PORT}",
                 f"--port-min={_FIRST_RELAY_PORT}",
                 f"--port-max={_LAST_RELAY_PORT}",
@@ -184,8 +199,8 @@ def rtpengine(calls: int) -> Iterator[Relay]:
         _wait_for(control)
         lines: list[Line] = []
         for number, (a, b) in enumerate(load_ports(calls)):
-            for_b = _describe(control, "offer", number, a)
-            for_a = _describe(control, "answer", number, b)
+            for_b = _describe(control, "offer", number, Endpoint.of(at.a, a))
+            for_a = _describe(control, "answer", number, Endpoint.of(at.b, b))
             lines.append((a, for_a, b, for_b))
         yield Relay(process, lines)
 
@@ -205,9 +220,9 @@ def _wait_for(control: socket.socket) -> None:
     raise SystemExit("rtpengine does not answer")
 
 
-def _describe(control: socket.socket, command: str, number: int, port: int) -> int:
+def _describe(control: socket.socket, command: str, number: int, where: Endpoint) -> int:
     """Give rtpengine a description (ng protocol); the port that it puts in its place."""
-    body = compose_sdp(Endpoint.of(_LOOPBACK, port), session_id=1, version=1)
+    body = compose_sdp(where, session_id=1, version=1)
     words = {
         b"command": command.encode(),
         b"call-id": b"call-%d" % number,
@@ -226,7 +241,8 @@ def _describe(control: socket.socket, command: str, number: int, port: int) -> i
     return int(found[1])
 
 
-def _lines(lines: Sequence[Line]) -> bytes:
+def as_text(lines: Sequence[Line]) -> bytes:
+    """Lines, as the load reads them."""
     return "".join(" ".join(map(str, line)) + "\n" for line in lines).encode()
 
 
@@ -235,8 +251,8 @@ def run(relay: Relay, program: Path, rate: int, seconds: float) -> Run:
     process = psutil.Process(relay.process.pid)
     before, memory = process.cpu_times(), process.memory_info().rss
     done = subprocess.run(
-        ["taskset", "-c", _LOAD_CORE, str(program), "load", str(rate), str(seconds)],
-        input=_lines(relay.lines),
+        ["taskset", "-c", LOAD_CORE, str(program), "load", str(rate), str(seconds)],
+        input=as_text(relay.lines),
         capture_output=True,
         check=True,
         timeout=seconds * 3 + 30,
@@ -319,11 +335,13 @@ def main() -> int:
     parser.add_argument("--calls", type=int, default=100)
     parser.add_argument("--most-rate", type=int, default=_RATES[-1])
     parser.add_argument("--minute", type=float, default=60.0, help="seconds of the 500 calls; 0 for none")
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--serve", choices=["sockets"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        asyncio.run(serve(options.calls))
+        asyncio.run(serve(options.calls, options.serve, LOCAL))
         return 0
+    from bench import relay_kernel  # not above: it is built on this file
+
     compiler = shutil.which("cc")
     if compiler is None:
         print("skipped: the load is a program in C, and there is no compiler (cc)")
@@ -342,6 +360,10 @@ def main() -> int:
                 results[name] = climb(relay, program, seconds=options.seconds, most_rate=options.most_rate)
         show(f"172-byte RTP, {options.calls} call(s), relay on one core, {options.seconds:g} s each", results)
         is_enough = judge(results)
+        if "rtpengine" in results:
+            is_enough &= (
+                relay_kernel.measure(program, calls=options.calls, seconds=options.seconds) is not False
+            )
         if options.minute:
             with sockets(CALLS_OF_THE_MINUTE) as relay:
                 run(relay, program, 10_000, 2.0)

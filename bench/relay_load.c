@@ -1,15 +1,18 @@
 /* What a measurement of relays needs at a speed that Python does not have: a load, and a relay without any check.
  *
  *   relay_load load RATE SECONDS < ports     each line: PORT_OF_A RELAY_FOR_A PORT_OF_B RELAY_FOR_B
+ *   relay_load load RATE SECONDS A RELAY B NETWORK_OF_A NETWORK_OF_B < ports
  *   relay_load relay < ports                 the same lines; it relays until standard input or the process ends
  *
- * Everything is on 127.0.0.1. The load is 172-byte RTP both ways, RATE packets a second in all, with the time of
+ * Everything is on 127.0.0.1 unless the addresses are said, and the network namespaces of A and B. The load is 172-byte RTP both ways, RATE packets a second in all, with the time of
  * sending in the payload. It prints one line of JSON: what was sent, what came, and how long it took.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,16 +36,28 @@ static int64_t now_ns(void)
     return t.tv_sec * 1000000000LL + t.tv_nsec;
 }
 
-static struct sockaddr_in at(int port)
+static const char *address_of_a = "127.0.0.1", *relay_address = "127.0.0.1", *address_of_b = "127.0.0.1";
+
+static struct sockaddr_in at(const char *address, int port)
 {
     struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons(port)};
-    a.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    inet_pton(AF_INET, address, &a.sin_addr);
     return a;
 }
 
-static void open_end(int own, int to)
+static void enter(const char *network)
 {
-    struct sockaddr_in a = at(own);
+    int file = open(network, O_RDONLY);
+    if (file < 0 || setns(file, CLONE_NEWNET)) {
+        fprintf(stderr, "%s: %s\n", network, strerror(errno));
+        exit(1);
+    }
+    close(file);
+}
+
+static void open_end(const char *address, int own, const char *relay, int to)
+{
+    struct sockaddr_in a = at(address, own);
     int size = BUFFER, fd = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0);
     setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &size, sizeof size);
     if (fd < 0 || count >= MOST || bind(fd, (struct sockaddr *)&a, sizeof a)) {
@@ -50,7 +65,7 @@ static void open_end(int own, int to)
         exit(1);
     }
     uint32_t ssrc = (uint32_t)now_ns() + count;
-    ends[count] = (struct end){.fd = fd, .to = at(to), .ssrc = ssrc, .timestamp = 160, .out = count ^ 1};
+    ends[count] = (struct end){.fd = fd, .to = at(relay, to), .ssrc = ssrc, .timestamp = 160, .out = count ^ 1};
     count++;
 }
 
@@ -170,11 +185,18 @@ static void relay(void)
 
 int main(int argc, char **argv)
 {
-    int a, for_a, b, for_b, is_load = argc == 4 && !strcmp(argv[1], "load");
+    int a, for_a, b, for_b, is_far = argc == 9, is_load = (argc == 4 || is_far) && !strcmp(argv[1], "load");
     if (!is_load && !(argc == 2 && !strcmp(argv[1], "relay"))) return 2;
+    if (is_far) address_of_a = argv[4], relay_address = argv[5], address_of_b = argv[6];
     while (scanf("%d %d %d %d", &a, &for_a, &b, &for_b) == 4) {
-        if (is_load) open_end(a, for_a), open_end(b, for_b);
-        else open_end(for_a, a), open_end(for_b, b);
+        if (!is_load) {
+            open_end(relay_address, for_a, address_of_a, a), open_end(relay_address, for_b, address_of_b, b);
+            continue;
+        }
+        if (is_far) enter(argv[7]);
+        open_end(address_of_a, a, relay_address, for_a);
+        if (is_far) enter(argv[8]);
+        open_end(address_of_b, b, relay_address, for_b);
     }
     if (is_load) return load(atof(argv[2]), atof(argv[3]));
     relay();
