@@ -225,8 +225,8 @@ def test_a_mapping_is_renewed_at_half_of_its_lease(open_client: OpenClient) -> N
     async def work() -> None:
         async with open_client(pcp=FakeWay(PCP, lease_s=1)) as client:
             loop = asyncio.get_running_loop()
-            await client.acquire(SIP)
             started = loop.time()
+            await client.acquire(SIP)
             assert (await news(client)).kind is ChangeKind.RENEWED
             assert loop.time() - started >= 0.5
 
