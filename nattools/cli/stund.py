@@ -72,7 +72,7 @@ EXAMPLES
 SAFETY
   What is no request is never answered. A reply goes to the IP address that
   asked and to no other, so a RESPONSE-ADDRESS elsewhere gets nothing. Over
-  IPv4 it has at most 2.8 times the bytes of the request, over IPv6 4.6.
+  UDP it has at most 2.8 times the bytes of the request.
   A reflected SIP request gets at most 2.8 times its bytes; of those, each
   client is answered 5 a second, and all together 200.
 
