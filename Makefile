@@ -9,6 +9,8 @@ TEST_PACKAGES := nftables iproute2 util-linux coturn stun-client stun-server min
 FUZZ_COUNT ?= 1000000
 # One more than most machines of CI have processors: many tests of tests/lab wait, and more of them would starve routers
 TEST_WORKERS ?= 3
+# As they are listed, tests/lab first: with a file of few slow tests as the last, all but one worker would wait for it.
+TEST_ORDER := --dist loadfile --no-loadscope-reorder
 # Each of the many programs that the tests start would, without bytecode, compile nattools once more.
 TEST_ENVIRONMENT := PYTHONDONTWRITEBYTECODE=
 
@@ -30,7 +32,7 @@ run: .venv/made
 
 test: .venv/made
 	@scripts/install-packages "for the tests in tests/lab" $(TEST_PACKAGES) || echo "Their tests are skipped." >&2
-	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n $(TEST_WORKERS) $(TEST_ORDER)
 
 check: lint types test
 
@@ -58,6 +60,7 @@ bench: .venv/made
 	$(BIN)/python -m bench.relay
 	$(BIN)/python -m bench.calls
 	$(BIN)/python -m bench.natgate_matrix
+	$(BIN)/python -m bench.stund
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -28,6 +28,7 @@ from nattools.stun.attributes import (
 from nattools.stun.discovery import alternate_fault
 from nattools.stun.integrity import fingerprint_holds
 from nattools.stun.message import HEADER_BYTES, MAGIC_COOKIE, Message, MessageClass, Method
+from nattools.stun.request import OWN_SOFTWARE
 from nattools.stun.transaction import error_of
 
 CHANGE_BOTH = CHANGE_REQUEST.of(ChangeRequest(change_ip=True, change_port=True))
@@ -193,8 +194,9 @@ class Probes:
 
     def _send(self, probe: Probe, now: float) -> None:
         transaction_id = self.entropy(12)
-        if probe.attributes:
-            data = Message(Method.BINDING, MessageClass.REQUEST, transaction_id, probe.attributes).encode()
+        attributes = probe.attributes or ((OWN_SOFTWARE,) if probe.destination.is_ipv6 else ())
+        if attributes:
+            data = Message(Method.BINDING, MessageClass.REQUEST, transaction_id, attributes).encode()
         else:
             data = _PLAIN_HEAD + transaction_id
         self._remember(transaction_id, probe, now)

@@ -37,6 +37,7 @@ from nattools.stun.attributes import (
 from nattools.stun.integrity import fingerprint_holds
 from nattools.stun.message import Message, MessageClass, Method
 from nattools.stun.observation import Observation, Observations, Outcome, Question
+from nattools.stun.request import OWN_SOFTWARE
 
 MOST_PACKETS = 60
 """What one discovery sends at the most, all questions together."""
@@ -320,6 +321,8 @@ class Discovery:
     def _send(self, probe: _Probe, now: float) -> None:
         transaction_id = self._entropy(12)
         request = Message(Method.BINDING, MessageClass.REQUEST, transaction_id)
+        if probe.destination.is_ipv6:
+            request = request.append(OWN_SOFTWARE)
         if probe.change is not None:
             request = request.append(CHANGE_REQUEST.of(probe.change))
         probe.sent[transaction_id] = now

@@ -27,6 +27,7 @@ from nattools.stun.attributes import ERROR_CODE, OTHER_ADDRESS, RESPONSE_PORT
 from nattools.stun.discovery import FEARED_LOSS, probes_needed
 from nattools.stun.integrity import fingerprint_holds
 from nattools.stun.message import Message, MessageClass, Method
+from nattools.stun.request import OWN_SOFTWARE
 
 RESTS_S = (3.0, 5.0, 8.0, 12.0, 18.0, 27.0, 40.0, 60.0, 90.0, 135.0, 200.0, 300.0)
 """How long the sockets rest. RFC 4787 REQ-5 asks NATs for two minutes at least, and recommends five."""
@@ -321,6 +322,8 @@ class Lifetime:
 
     def _send(self, sent: _Sent) -> None:
         request = Message(Method.BINDING, MessageClass.REQUEST, self._entropy(12))
+        if self._server.is_ipv6:
+            request = request.append(OWN_SOFTWARE)
         if isinstance(sent.purpose, _Knock) and sent.is_question:
             request = request.append(RESPONSE_PORT.of(sent.purpose.mapped.port))
         self._by_id[request.transaction_id] = sent

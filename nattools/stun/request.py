@@ -40,7 +40,11 @@ MOST_CHALLENGES = 4
 MOST_REDIRECTS = 5
 
 _SEALS = (MESSAGE_INTEGRITY.type, MESSAGE_INTEGRITY_SHA256.type)
-_SOFTWARE = SOFTWARE.of("nattools")  # without a version: RFC 8489 §16.1.2
+OWN_SOFTWARE = SOFTWARE.of("nattools")  # without a version: RFC 8489 §16.1.2
+"""What requests say they are from. It makes a plain one 32 bytes, which over IPv6 counts.
+
+A server that gives no more than a few times what it got has no room for OTHER-ADDRESS in the answer to 20.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,7 @@ def compose(
 ) -> Message:
     """A message with a fresh transaction id; of the RFC 3489 dialect, without magic cookie, if `classic`."""
     if not classic:
-        return Message(method, message_class, entropy(12), (_SOFTWARE, *attributes))
+        return Message(method, message_class, entropy(12), (OWN_SOFTWARE, *attributes))
     transaction_id = entropy(16)
     if transaction_id.startswith(MAGIC_COOKIE):
         transaction_id = bytes(4) + transaction_id[4:]

@@ -2,15 +2,20 @@
 
 Serves RFC 8489 §12 (a basic server), RFC 5780 §6 (NAT behaviour discovery) and RFC 3489 §8 (the classic
 dialect). Every datagram gives a `Reply` or a `DropReason`; nothing is kept from one to the next.
+
+No datagram gets a reply of more than `MOST_AMPLIFICATION` times its bytes; what does not fit is left out. The
+one exception is PADDING to a user whose credentials were checked (`nattools.stun.accounts`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 from nattools.endpoint import Endpoint, IPAddress
 from nattools.errors import DecodeError, TransportError
+from nattools.stun.accounts import Accounts, Admission, Rejection, is_sealed
 from nattools.stun.attributes import (
     CHANGE_REQUEST,
     CHANGED_ADDRESS,
@@ -51,13 +56,32 @@ MOST_REPLY_BYTES = 65_504
 """What one UDP datagram over IPv4 carries, down to a multiple of 4."""
 
 MOST_AMPLIFICATION = 2.8
-"""Reply bytes over request bytes, at the most, over UDP and IPv4: a bare request of 20 gets 56."""
+"""Reply bytes over request bytes, at the most, over UDP: a bare request of 20 gets 56, over IPv6 44."""
 
+PADDED_BYTES = 1500
+"""So long is the PADDING at the least that a user gets who asks for it: the MTU of most interfaces.
+
+RFC 5780 §7.6 says that it SHOULD be so for everybody, but then 24 bytes would be answered with 1500. Who is
+no user gets as much as was sent: who wants to see fragments come back sends fragments.
+"""
+
+REFLECTOR_PORTS = frozenset(
+    (7, 13, 17, 19, 37, 53, 69, 111, 123, 137, 161, 389, 1900, 3702, 5353, 5683, 11211)
+)
+"""Ports of services that answer what they do not understand, or have been used to reflect floods.
+
+echo, daytime, quote, chargen, time, DNS, TFTP, portmapper, NTP, NetBIOS, SNMP, CLDAP, SSDP, WS-Discovery,
+mDNS, CoAP, memcached. A request from there is forged, to have two servers talk to each other, or its answer
+would be the flood. The NAT that gives such a port to a client gives it another the next time.
+"""
+
+_FINGERPRINT_BYTES = 8
+_ALL_ADDRESSES_BYTES = 4 * 24
 _NO_CHANGE = ChangeRequest(change_ip=False, change_port=False)
 _CHANGE_BOTH = ChangeRequest(change_ip=True, change_port=True)
 
-# No credentials are checked: a basic server SHOULD NOT (RFC 8489 §12). ICE agents probe with theirs all the
-# same, so a request that carries them is answered, and the answer is not signed.
+# A basic server SHOULD NOT check credentials (RFC 8489 §12), and ICE agents probe with theirs all the same.
+# So a plain request that carries some is answered, and the answer is sealed only where they are a user's.
 _KNOWN = frozenset(
     codec.type
     for codec in (
@@ -71,6 +95,7 @@ _KNOWN_CLASSIC = _KNOWN | {
 }
 # A stream has one way back; what asks for another is refused there like any attribute not understood.
 _DATAGRAM_ONLY = frozenset((RESPONSE_PORT.type, RESPONSE_ADDRESS.type))
+_FOR_USERS = frozenset((CHANGE_REQUEST.type, RESPONSE_PORT.type, RESPONSE_ADDRESS.type, PADDING.type))
 
 
 class DropReason(Enum):
@@ -87,6 +112,8 @@ class DropReason(Enum):
     TRUNCATED = "truncated"
     SEND_FAILED = "replies not sent"
     TOO_MANY_CONNECTIONS = "connections too many"
+    RATE_LIMITED = "over the limit of their source"
+    REFLECTOR_PORT = "from or for the port of a well-known reflector"
     SLOW_CONNECTION = "slow connections"
 
 
@@ -156,24 +183,36 @@ class ServerAddresses:
 class Responder:
     """Answers Binding requests for a server that listens on `addresses`."""
 
-    def __init__(self, addresses: ServerAddresses) -> None:
+    def __init__(
+        self,
+        addresses: ServerAddresses,
+        *,
+        reflector_ports: Collection[int] = REFLECTOR_PORTS,
+        accounts: Accounts | None = None,
+    ) -> None:
+        """With `accounts` only users may send CHANGE-REQUEST, RESPONSE-PORT, RESPONSE-ADDRESS and PADDING.
+
+        Nothing is answered that comes from one of `reflector_ports`, or asks for the reply to go there.
+        """
         self.addresses = addresses
+        self.reflector_ports = frozenset(reflector_ports)
+        self.accounts = accounts
         self._own = frozenset(addresses.endpoints)
         self._own_ports = frozenset(endpoint.port for endpoint in addresses.endpoints)
         self._is_wildcard = addresses.address.is_unspecified
 
     def respond(
-        self, data: bytes, source: Endpoint, local: Endpoint, *, stream: bool = False
+        self, data: bytes, source: Endpoint, local: Endpoint, *, stream: bool = False, now: float = 0.0
     ) -> Reply | DropReason:
         """What to do about `data`, which came from `source` to `local`.
 
         `local` has the address that the client really asked, also where the socket is bound to the
-        unspecified one. `stream` says that the message came over TCP.
+        unspecified one. `stream` says that the message came over TCP. `now` is wanted only with accounts,
+        whose nonces age by it.
         """
-        if not _is_usable(source):
-            return DropReason.UNUSABLE_ADDRESS
-        if self._is_own(source, local):
-            return DropReason.OWN_SOCKET
+        obstacle = self._obstacle(source, local, stream)
+        if obstacle is not None:
+            return obstacle
         try:
             request = Message.parse(data)
         except DecodeError:
@@ -183,45 +222,66 @@ class Responder:
         if not request.is_classic and fingerprint_holds(request) is False:
             return DropReason.WRONG_FINGERPRINT
         if request.method == Method.BINDING:
-            return self._bind(request, source, local, stream)
+            return self._bind(request, source, local, stream, now)
         if request.method == Method.SHARED_SECRET and request.is_classic:
             return _refuse(request, source, local, ErrorCode.USE_TLS)  # RFC 3489 §8.2
         # RFC 8489 §6.3: what is of no supported method is silently discarded. That goes for TURN too.
         return DropReason.UNSUPPORTED_METHOD
 
-    def _bind(self, request: Message, source: Endpoint, local: Endpoint, stream: bool) -> Reply | DropReason:
+    def _bind(
+        self, request: Message, source: Endpoint, local: Endpoint, stream: bool, now: float
+    ) -> Reply | DropReason:
+        admission = self._judge(request, source, now)
+        if isinstance(admission, Rejection):
+            return _reject(request, source, local, admission)
         unknown = _unknown_attributes(request, stream)
         if unknown:
-            return _refuse(request, source, local, ErrorCode.UNKNOWN_ATTRIBUTE, unknown)
+            return _refuse(request, source, local, ErrorCode.UNKNOWN_ATTRIBUTE, unknown, admission)
         try:
             change = request.get(CHANGE_REQUEST) or _NO_CHANGE
             padding = request.get(PADDING)
             response_port = request.get(RESPONSE_PORT)
             response_address = request.get(RESPONSE_ADDRESS)
         except DecodeError:
-            return _refuse(request, source, local, ErrorCode.BAD_REQUEST)
+            return _refuse(request, source, local, ErrorCode.BAD_REQUEST, admission=admission)
         if response_port is not None and (padding is not None or response_address is not None):
             # RFC 5780 §6.1 forbids the first pair; the second names two ways back
-            return _refuse(request, source, local, ErrorCode.BAD_REQUEST)
+            return _refuse(request, source, local, ErrorCode.BAD_REQUEST, admission=admission)
         origin = self._origin(local, change, stream)
         if origin is None:
-            return _refuse(request, source, local, ErrorCode.UNKNOWN_ATTRIBUTE, (CHANGE_REQUEST.type,))
-        destination = source
-        if response_port is not None:
-            # Ports below 1024 are allowed: who forges the source address forges its port just as well.
-            destination = source.with_port(response_port)
-        elif response_address is not None:
-            destination = response_address
+            unknown = (CHANGE_REQUEST.type,)
+            return _refuse(request, source, local, ErrorCode.UNKNOWN_ATTRIBUTE, unknown, admission)
+        # Ports below 1024 are allowed: who forges the source address forges its port just as well.
+        asked_port = None if response_port is None else source.with_port(response_port)
+        destination = asked_port or response_address or source
         if destination is not source:
-            obstacle = self._obstacle(destination, source, local)
+            if destination.ip != source.ip:
+                return DropReason.THIRD_PARTY
+            obstacle = self._obstacle(destination, local, stream)
             if obstacle is not None:
                 return obstacle
-        attributes = self._addresses(request, source, local, origin, padding)
-        if response_address is not None:
-            attributes.append(REFLECTED_FROM.of(source))
+        added = [] if response_address is None else [REFLECTED_FROM.of(source)]
         if padding is not None:
-            attributes.append(_padding(padding, attributes))
-        return Reply(_encode(request, MessageClass.SUCCESS, attributes), origin, destination)
+            size = len(padding) if admission is None else max(len(padding), PADDED_BYTES)
+            added.append(PADDING.of(bytes(size)))
+        room = _ALL_ADDRESSES_BYTES
+        if not stream and (padding is None or admission is None):
+            room = int(MOST_AMPLIFICATION * len(request.encode())) - _size(request, added, admission)
+        attributes = self._addresses(request, source, local, origin, room) + added
+        if padding is not None:
+            excess = max(0, _size(request, attributes, admission) - MOST_REPLY_BYTES)
+            attributes[-1] = PADDING.of(bytes(len(attributes[-1].value) - excess))
+        return Reply(_encode(request, MessageClass.SUCCESS, attributes, admission), origin, destination)
+
+    def _judge(self, request: Message, source: Endpoint, now: float) -> Admission | Rejection | None:
+        """Whether the request is from a user; None where it need not be, and does not show that it is."""
+        if self.accounts is None:
+            return None
+        is_for_users = _is_for_users(request)
+        if not is_for_users and not is_sealed(request):
+            return None
+        judged = self.accounts.judge(request, source, now=now)
+        return judged if is_for_users or isinstance(judged, Admission) else None
 
     def _origin(self, local: Endpoint, change: ChangeRequest, stream: bool) -> Endpoint | None:
         """The socket that the reply must leave from, or None where there is no such."""
@@ -229,36 +289,42 @@ class Responder:
             return local
         return None if stream else self.addresses.changed(local, change)
 
-    def _obstacle(self, destination: Endpoint, source: Endpoint, local: Endpoint) -> DropReason | None:
-        """Why the reply must not go to `destination`, which the request names."""
-        if destination.ip != source.ip:
-            return DropReason.THIRD_PARTY
-        if not _is_usable(destination):
+    def _obstacle(self, peer: Endpoint, local: Endpoint, stream: bool) -> DropReason | None:
+        """Why nothing must be sent to `peer`, where a request says that it is from or for."""
+        if not _is_usable(peer):
             return DropReason.UNUSABLE_ADDRESS
-        return DropReason.OWN_SOCKET if self._is_own(destination, local) else None
+        if peer.port in self.reflector_ports and not stream:
+            return DropReason.REFLECTOR_PORT
+        return DropReason.OWN_SOCKET if self._is_own(peer, local) else None
 
     def _addresses(
-        self, request: Message, source: Endpoint, local: Endpoint, origin: Endpoint, padding: bytes | None
+        self, request: Message, source: Endpoint, local: Endpoint, origin: Endpoint, room: int
     ) -> list[Attribute]:
-        """The addresses of a reply, in the attributes of the request's dialect.
+        """The addresses of a reply in the attributes of the request's dialect, of at most `room` bytes.
+
+        Where the client is seen comes always. Of the rest the other address goes first, without which no
+        client can test its NAT; then the origin, which most read off the datagram. Over IPv4 there is room
+        for all three beside a bare request; over IPv6 the other address wants a request of 28 bytes, as
+        one with CHANGE-REQUEST or FINGERPRINT is, and the origin one of 36.
 
         RFC 5780 §6.1 wants MAPPED-ADDRESS in the modern dialect too, for clients that look for an ALG. It
-        stands second where the request has attributes and there is room (`_has_room`): over IPv4 a request
-        with CHANGE-REQUEST gets 68 bytes for its 28, a bare one 56 for its 20, over IPv6 92. libre gives
-        up on the classic attributes 4 and 5 in a modern reply.
+        comes last, and stands second, where the request has attributes: over IPv4 one with CHANGE-REQUEST
+        gets 68 bytes for its 28. libre gives up on the classic attributes 4 and 5 in a modern reply.
         """
-        other = self.addresses.changed(local, _CHANGE_BOTH)
         if request.is_classic:
             mapped, origin_codec, other_codec = MAPPED_ADDRESS.of(source), SOURCE_ADDRESS, CHANGED_ADDRESS
         else:
             mapped = XOR_MAPPED_ADDRESS.of(source, request.xor_key)
             origin_codec, other_codec = RESPONSE_ORIGIN, OTHER_ADDRESS
         attributes = [mapped]
-        if not origin.ip.is_unspecified:  # no IP_PKTINFO on this system: better silent than wrong
-            attributes.append(origin_codec.of(origin))
-        if other is not None:
+        further = room // (4 + len(mapped.value)) - 1  # all addresses are of one family
+        other = self.addresses.changed(local, _CHANGE_BOTH)
+        if other is not None and further >= len(attributes):
             attributes.append(other_codec.of(other))
-        if request.attributes and not request.is_classic and _has_room(request, attributes, padding):
+        # without IP_PKTINFO the origin is not known: better silent than wrong
+        if not origin.ip.is_unspecified and further >= len(attributes):
+            attributes.insert(1, origin_codec.of(origin))
+        if request.attributes and not request.is_classic and further >= len(attributes):
             attributes.insert(1, MAPPED_ADDRESS.of(source))
         return attributes
 
@@ -304,8 +370,30 @@ def _unknown_attributes(request: Message, stream: bool) -> tuple[int, ...]:
     return tuple(unknown)
 
 
+def _is_for_users(request: Message) -> bool:
+    """Whether the request asks for more than where it came from. A change of nothing is not more."""
+    return any(
+        attribute.type in _FOR_USERS
+        and not (attribute.type == CHANGE_REQUEST.type and attribute.value == bytes(4))
+        for attribute in request.attributes
+    )
+
+
+def _reject(request: Message, source: Endpoint, local: Endpoint, rejection: Rejection) -> Reply:
+    """The error response to who is no user; without the challenge where that is too much for the request."""
+    reply = _encode(request, MessageClass.ERROR, rejection.attributes)
+    if len(reply) > MOST_AMPLIFICATION * len(request.encode()):
+        reply = _encode(request, MessageClass.ERROR, rejection.attributes[:1])
+    return Reply(reply, local, source)
+
+
 def _refuse(
-    request: Message, source: Endpoint, local: Endpoint, code: ErrorCode, unknown: tuple[int, ...] = ()
+    request: Message,
+    source: Endpoint,
+    local: Endpoint,
+    code: ErrorCode,
+    unknown: tuple[int, ...] = (),
+    admission: Admission | None = None,
 ) -> Reply:
     """An error response, from where the request came to back to its source."""
     phrase = code.phrase
@@ -315,36 +403,30 @@ def _refuse(
     attributes = [ERROR_CODE.of(Error(code, phrase))]
     if unknown:
         attributes.append(UNKNOWN_ATTRIBUTES.of(unknown))
-    return Reply(_encode(request, MessageClass.ERROR, attributes), local, source)
+    return Reply(_encode(request, MessageClass.ERROR, attributes, admission), local, source)
 
 
-def _has_room(request: Message, addresses: list[Attribute], padding: bytes | None) -> bool:
-    """Whether the reply to a modern request keeps within MOST_AMPLIFICATION with one more address.
-
-    PADDING and FINGERPRINT, which the reply repeats, are counted. All its addresses are of one family.
-    """
-    size = HEADER_BYTES + (len(addresses) + 1) * (4 + len(addresses[0].value))
-    if padding is not None:
-        size += 4 + (len(padding) + 3 & ~3)
-    if request.attributes[-1].type == FINGERPRINT.type:  # where it does not stand last, it is wrong
-        size += 8
-    return size <= MOST_AMPLIFICATION * len(request.encode())
+def _size(request: Message, attributes: list[Attribute], admission: Admission | None) -> int:
+    """The size of a reply with these attributes, its seal and its FINGERPRINT."""
+    size = HEADER_BYTES + sum(4 + (len(attribute.value) + 3 & ~3) for attribute in attributes)
+    if admission is not None:
+        size += admission.seal_bytes
+    return size + (_FINGERPRINT_BYTES if _wants_fingerprint(request) else 0)
 
 
-def _padding(asked: bytes, others: list[Attribute]) -> Attribute:
-    """PADDING as long as the client's own.
-
-    RFC 5780 §7.6 says that the reply SHOULD be padded to the MTU. That would answer 24 bytes with 1500; a
-    client that wants to see fragments come back sends fragments.
-    """
-    size = (
-        HEADER_BYTES + sum(4 + len(attribute.value) for attribute in others) + 4 + 8
-    )  # the last for FINGERPRINT
-    return PADDING.of(bytes(min(len(asked), MOST_REPLY_BYTES - size)))
+def _wants_fingerprint(request: Message) -> bool:
+    return len(request.attributes) > 0 and not request.is_classic and request.has(FINGERPRINT)
 
 
-def _encode(request: Message, message_class: MessageClass, attributes: list[Attribute]) -> bytes:
+def _encode(
+    request: Message,
+    message_class: MessageClass,
+    attributes: Sequence[Attribute],
+    admission: Admission | None = None,
+) -> bytes:
     reply = Message(request.method, message_class, request.transaction_id, tuple(attributes))
-    if not request.is_classic and request.has(FINGERPRINT):
+    if admission is not None:
+        reply = admission.seal(reply)
+    if _wants_fingerprint(request):
         reply = with_fingerprint(reply)
     return reply.encode()

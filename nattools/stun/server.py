@@ -7,14 +7,21 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from nattools.endpoint import Endpoint
 from nattools.errors import DecodeError, LocalAddressError
 from nattools.net.listener import Datagram, SocketAddress, StreamListener, UdpListener
 from nattools.net.udp import endpoint_of
+from nattools.stun.limiter import Limiter
 from nattools.stun.message import HEADER_BYTES, frame_size
 from nattools.stun.responder import DropReason, Reply, Responder, ServerAddresses
+
+if TYPE_CHECKING:
+    from nattools.net.batch import BatchReader  # they want numpy, which not every server has
+    from nattools.stun.batch import BatchResponder
 
 MOST_CONNECTIONS = 256
 """So many TCP connections are served at a time; further ones are closed at once."""
@@ -40,10 +47,13 @@ class StunServer:
         *,
         more_ports: Sequence[int] = (),
         answer_other: AnswerOther | None = None,
+        limiter: Limiter | None = None,
     ) -> None:
         self._responder = Responder(addresses)
         self._more_ports = tuple(more_ports)
         self._answer_other = answer_other
+        self._limiter = limiter
+        self._now = asyncio.get_running_loop().time
         self._udp: dict[Endpoint, UdpListener] = {}
         self._tcp: list[StreamListener] = []
         self._connections: set[asyncio.Task[None]] = set()
@@ -51,6 +61,8 @@ class StunServer:
         """How many requests were answered, with success or with an error, by `answer_other` among them."""
         self.dropped: Counter[DropReason] = Counter()
         """How many datagrams and connections were not, by reason."""
+        self.why_one_by_one = ""
+        """Why the UDP sockets are not read in batches; empty where they are."""
 
     @classmethod
     async def start(
@@ -59,17 +71,20 @@ class StunServer:
         *,
         more_ports: Sequence[int] = (),
         answer_other: AnswerOther | None = None,
+        limiter: Limiter | None = None,
     ) -> StunServer:
         """Bind every socket of `addresses` and serve. Port 0 is any free one, the same on both addresses.
 
         STUN over UDP is answered on `more_ports` of each address as well. On every UDP socket `answer_other`
         is asked about what is no STUN; its answers leave from there, to where the datagram came from.
+        Each datagram must first be admitted by `limiter`. Where that is a `BatchLimiter`, or None, the
+        sockets are read in batches if the system can.
         Raises `LocalAddressError` where a port cannot be had; then none is kept.
         """
         attempts = _PORT_ATTEMPTS if 0 in (addresses.port, addresses.alternate_port, *more_ports) else 1
         while True:
             attempts -= 1
-            server = cls(addresses, more_ports=more_ports, answer_other=answer_other)
+            server = cls(addresses, more_ports=more_ports, answer_other=answer_other, limiter=limiter)
             try:
                 await server._listen()
             except BaseException as error:
@@ -117,9 +132,8 @@ class StunServer:
 
     async def _listen(self) -> None:
         wanted = self._responder.addresses
-        actual = wanted
-        if not wanted.port:
-            actual = replace(actual, port=self._listen_udp(Endpoint(wanted.address, 0)))
+        # first, so that the system cannot give the same port for the alternate one
+        actual = replace(wanted, port=self._listen_udp(Endpoint(wanted.address, wanted.port)))
         if wanted.alternate_port == 0:
             actual = replace(actual, alternate_port=self._listen_udp(Endpoint(wanted.address, 0)))
         self._responder = Responder(actual)
@@ -131,6 +145,7 @@ class StunServer:
             self._tcp.append(
                 await StreamListener.open(endpoint, self._on_connection, limit_bytes=_MOST_STREAM_BYTES)
             )
+        self.why_one_by_one = self._read_in_batches()
 
     def _listen_udp_everywhere(self, port: int) -> int:
         for ip in dict.fromkeys(endpoint.ip for endpoint in self._responder.addresses.endpoints):
@@ -148,14 +163,60 @@ class StunServer:
             )
         return listener.local.port
 
+    def _read_in_batches(self) -> str:
+        """Have every UDP socket read in batches; otherwise say why not."""
+        if self._responder.addresses.address.is_unspecified:
+            return "each datagram is asked which address it was sent to; give the address to listen on"
+        if _log.isEnabledFor(logging.DEBUG):
+            return "each datagram is logged"
+        try:
+            from nattools.net.batch import BatchBuffers, BatchReader, is_available
+            from nattools.stun.batch import BatchResponder, Columns
+            from nattools.stun.batch_limiter import BatchLimiter
+        except ImportError:
+            return "numpy is not installed; the extra `server` has it"
+        if not is_available():
+            return "this system has no recvmmsg that is known here"
+        if self._limiter is not None and not isinstance(self._limiter, BatchLimiter):
+            return "the limiter takes one datagram at a time"
+        buffers = BatchBuffers(ipv6=self._responder.addresses.address.version == 6)
+        columns = Columns(buffers.payload, buffers.lengths, buffers.addresses, buffers.ports, buffers.replies)
+        for listener in self._udp.values():
+            responder = BatchResponder(
+                self._responder,
+                listener.local,
+                columns,
+                self._limiter,
+                not_stun_is_odd=self._answer_other is not None,
+            )
+            BatchReader(listener, buffers, partial(self._on_batch, responder))
+        return ""
+
+    def _on_batch(self, responder: BatchResponder, reader: BatchReader, count: int) -> None:
+        outcome = responder.respond(count, now=self._now())
+        sent = reader.reply(outcome.answered, outcome.sizes, outcome.rows)
+        self.answered += sent
+        if sent < outcome.answered:
+            self.dropped[DropReason.SEND_FAILED] += outcome.answered - sent
+        if outcome.dropped:
+            self.dropped.update(outcome.dropped)
+        for row in outcome.odd.tolist():
+            self._answer(reader.listener, reader.datagram(row))
+
     def _on_datagram(self, listener: UdpListener, datagram: Datagram) -> None:
+        if self._limiter is not None and not self._limiter.admit_one(datagram.source, now=self._now()):
+            self._count(DropReason.RATE_LIMITED, datagram.source, datagram.local, len(datagram.data))
+        else:
+            self._answer(listener, datagram)
+
+    def _answer(self, listener: UdpListener, datagram: Datagram) -> None:
         answer: Reply | DropReason
         if datagram.truncated:
             answer = DropReason.TRUNCATED
         elif not datagram.unicast:
             answer = DropReason.NOT_UNICAST
         else:
-            answer = self._responder.respond(datagram.data, datagram.source, datagram.local)
+            answer = self._responder.respond(datagram.data, datagram.source, datagram.local, now=self._now())
             if answer is DropReason.NOT_STUN and self._answer_other is not None:
                 other = self._answer_other(datagram.data, datagram.source)
                 answer = answer if other is None else Reply(other, datagram.local, datagram.source)
@@ -206,7 +267,7 @@ class StunServer:
             while True:
                 async with asyncio.timeout(IDLE_SECONDS):
                     data = await _read_message(reader)
-                answer = self._responder.respond(data, source, local, stream=True)
+                answer = self._responder.respond(data, source, local, stream=True, now=self._now())
                 self._count(answer, source, local, len(data))
                 if isinstance(answer, DropReason):
                     return

@@ -5,6 +5,10 @@ from __future__ import annotations
 from ipaddress import IPv4Address
 
 from nattools.binding.probes import Probe, Probes, Purpose, Touched
+from nattools.endpoint import Endpoint
+from nattools.stun.attributes import OTHER_ADDRESS
+from nattools.stun.message import Message
+from nattools.stun.responder import Reply, Responder, ServerAddresses
 from tests.unit.binding.answers import A1P1, SECOND, counting, reply
 
 
@@ -16,6 +20,20 @@ def test_an_answer_is_known_by_its_transaction_id_alone() -> None:
     assert probes.find(reply(first)) == (probe, 100.0)
     assert probes.find(reply(second)) == (probe, 100.1)
     assert probes.find(reply(first)[:4] + bytes(4) + reply(first)[8:]) is None
+
+
+def test_a_plain_request_is_20_bytes_and_over_ipv6_has_room_for_a_careful_servers_other_address() -> None:
+    server, other = Endpoint.parse("[2001:db8::1]:3478"), Endpoint.parse("[2001:db8::2]:3479")
+    probes = Probes(counting())
+    probes.ask(Probe(Purpose.VIEW, A1P1, (0.1,), None), now=100.0)
+    probes.ask(Probe(Purpose.VIEW, server, (0.1,), None), now=100.0)
+    first, second = probes.outbox
+    assert len(first.data) == 20
+    responder = Responder(ServerAddresses(server.ip, server.port, other.ip, other.port))
+    answer = responder.respond(second.data, Endpoint.parse("[2001:db8:7::7]:40000"), server)
+    assert isinstance(answer, Reply)
+    assert Message.parse(answer.data).get(OTHER_ADDRESS) == other
+    assert probes.find(answer.data) is not None
 
 
 def test_a_driver_that_comes_late_causes_no_burst() -> None:

@@ -1,0 +1,250 @@
+"""How many Binding requests one core answers: `StunServer` in batches, coturn, vovida's stund, and the limit.
+
+The limit is a loop in C around recvmmsg and sendmmsg that checks nothing. All run in one run, on loopback, on
+one core, in turns, the load on another; every reply is checked. `StunServer` has two addresses, and a limiter
+that is asked about every packet, its limits above the load. Asked of it: 0.85 of the limit, 1.15 times what
+vovida's answers and 1.5 times coturn's, and no more processor time for garbage than for requests.
+
+    python -m bench.stund [--seconds 1] [--rounds 5]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
+from statistics import median
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from nattools.stun.batch_limiter import BatchLimiter
+from nattools.stun.limiter import Limits, Rate
+from nattools.stun.responder import ServerAddresses
+from nattools.stun.server import StunServer
+
+OURS, LIMIT, VOVIDA, COTURN = "nattools", "limit (C)", "vovida stund", "coturn"
+LEAST_OF = {LIMIT: 0.85, VOVIDA: 1.15, COTURN: 1.5}
+MOST_GARBAGE_COST = 1.0
+LOAD_CORE, SERVER_CORE = "0", "1"
+
+_KINDS = ("plain", "classic")
+_FIRST_PORT = 34_780
+_START_S = 10.0
+_UNLIMITED = Rate(per_s=100_000_000, at_once=100_000_000)
+
+
+@dataclass(slots=True)
+class Server:
+    """A server that runs, and what was measured of it: replies a second by kind, and seconds for a packet."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    rates: dict[str, list[float]] = field(default_factory=dict)
+    costs: dict[str, list[float]] = field(default_factory=dict)
+    wrong: int = 0
+    lost: int = 0
+
+    def rate(self, kind: str) -> float:
+        """The median."""
+        return median(self.rates[kind])
+
+    def times(self, other: Server, kind: str) -> float:
+        """How many times the rate of another: the median of the rounds, each of which has both."""
+        return median(own / its for own, its in zip(self.rates[kind], other.rates[kind], strict=True))
+
+    def cost(self, kind: str) -> float:
+        """The median."""
+        return median(self.costs[kind])
+
+    @property
+    def memory_mb(self) -> float:
+        return psutil.Process(self.process.pid).memory_info().rss / 1e6
+
+
+@contextmanager
+def started(port: int, *command: str) -> Iterator[Server]:
+    """Run a server on its core until the block ends."""
+    process = subprocess.Popen(
+        ["taskset", "-c", SERVER_CORE, *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        _wait_until_it_answers(port)
+        yield Server(process, port)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _wait_until_it_answers(port: int) -> None:
+    deadline = time.monotonic() + _START_S
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.settimeout(0.1)
+        probe.connect(("127.0.0.1", port))
+        while time.monotonic() < deadline:
+            try:
+                probe.send(b"\0\1\0\0\x21\x12\xa4\x42" + bytes(12))
+                probe.recv(512)
+            except OSError:
+                time.sleep(0.05)
+            else:
+                return
+    raise SystemExit(f"nothing answers at port {port}")
+
+
+async def serve(port: int) -> None:
+    """What the process of `nattools` does until it is killed."""
+    limiter = BatchLimiter(Limits(*(4 * (_UNLIMITED,))), entropy=secrets.token_bytes)
+    addresses = ServerAddresses(ip_address("127.0.0.1"), port, ip_address("127.0.0.2"), port + 1)
+    async with await StunServer.start(addresses, limiter=limiter) as server:
+        if server.why_one_by_one:
+            raise SystemExit(f"not in batches: {server.why_one_by_one}")
+        await asyncio.Event().wait()
+
+
+def commands(program: Path, folder: Path) -> dict[str, Callable[[int], tuple[str, ...]]]:
+    """How to start each server at a port; only those that are installed."""
+    found: dict[str, Callable[[int], tuple[str, ...]]] = {
+        OURS: lambda port: (sys.executable, "-m", "bench.stund", "--serve", str(port)),
+        LIMIT: lambda port: (str(program), "limit", str(port)),
+    }
+    vovida = shutil.which("stund", path="/usr/sbin:/usr/bin")  # ours has the same name
+    if vovida is not None:
+        where = ("-h", "127.0.0.1", "-a", "127.0.0.2")
+        found[VOVIDA] = lambda port: (vovida, *where, "-p", str(port), "-o", str(port + 1))
+    coturn = shutil.which("turnserver")
+    if coturn is not None:
+        found[COTURN] = lambda port: (
+            *(coturn, "-n", "--no-cli", "--no-tls", "--no-dtls", "--stun-only", "--no-rfc5780"),
+            *(f"--log-file={folder}/coturn.log", f"--pidfile={folder}/pid", f"--userdb={folder}/db"),
+            *("--listening-ip=127.0.0.1", "--relay-ip=127.0.0.1", "--relay-threads=1"),
+            f"--listening-port={port}",
+        )
+    return found
+
+
+def measure(server: Server, program: Path, kind: str, seconds: float) -> None:
+    """Put one load on a server, and note what came of it."""
+    process, before = psutil.Process(server.process.pid), _dropped_by_the_kernel(server.port)
+    times = process.cpu_times()
+    told = json.loads(
+        subprocess.run(
+            ["taskset", "-c", LOAD_CORE, program, "load", str(server.port), str(seconds), kind],
+            stdout=subprocess.PIPE,
+            timeout=seconds + _START_S,
+            check=True,
+        ).stdout
+    )
+    after = process.cpu_times()
+    spent = after.user + after.system - times.user - times.system
+    handled = told["replies"]
+    if kind == "garbage":
+        handled = told["sent"] - (_dropped_by_the_kernel(server.port) - before)
+        told["wrong"] = told["replies"]  # none is right
+    else:
+        server.lost += told["lost"]
+    server.wrong += told["wrong"]
+    server.rates.setdefault(kind, []).append(handled / told["seconds"])
+    server.costs.setdefault(kind, []).append(spent / handled if handled else float("inf"))
+
+
+def _dropped_by_the_kernel(port: int) -> int:
+    """How many datagrams the socket at 127.0.0.1 had no room for."""
+    place = f"0100007F:{port:04X}"
+    for line in Path("/proc/net/udp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[1] == place:
+            return int(fields[-1])
+    raise SystemExit(f"no socket at port {port}")
+
+
+def show(servers: dict[str, Server], rounds: int, seconds: float) -> None:
+    """One line for each server."""
+    table = Table(
+        title=f"replies a second, one core, median of {rounds} rounds of {seconds:g} s", title_justify="left"
+    )
+    figures = ("of the limit", "nattools / it", "us a request", "us of garbage", "MB", "wrong")
+    for heading in ("server", *_KINDS, *figures):
+        table.add_column(heading, justify="left" if heading == "server" else "right")
+    own, limit = servers[OURS], servers[LIMIT]
+    for name, each in servers.items():
+        table.add_row(
+            name,
+            *(f"{each.rate(kind):,.0f}" for kind in _KINDS),
+            f"{each.times(limit, 'plain'):.2f}",
+            f"{own.times(each, 'plain'):.2f}",
+            f"{each.cost('plain') * 1e6:.2f}",
+            f"{each.cost('garbage') * 1e6:.2f}",
+            f"{each.memory_mb:.0f}",
+            f"{each.wrong}",
+        )
+    Console(width=118).print(table)
+
+
+def judge(servers: dict[str, Server]) -> bool:
+    """Whether what is asked was reached beside each server that there is."""
+    own, is_enough = servers[OURS], True
+    for name, asked in LEAST_OF.items():
+        if name not in servers:
+            print(f"{name}: not installed")
+            continue
+        for kind in _KINDS:
+            ratio = own.times(servers[name], kind)
+            cost = servers[name].cost(kind) / own.cost(kind)
+            print(f"{kind}: {ratio:.2f} of {name} (asked {asked}); by processor time {cost:.2f}")
+            is_enough &= ratio >= asked
+    ratio = own.cost("garbage") / own.cost("plain")
+    print(f"garbage: {ratio:.2f} of a request's processor time (asked {MOST_GARBAGE_COST:g} at the most)")
+    return is_enough and ratio <= MOST_GARBAGE_COST and not own.wrong
+
+
+def main() -> int:
+    """Print the table; 1 when less was reached than is asked."""
+    parser = argparse.ArgumentParser(prog="python -m bench.stund", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--serve", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        asyncio.run(serve(options.serve))
+        return 0
+    compiler = shutil.which("cc")
+    if compiler is None:
+        print("skipped: the load and the limit are a program in C, and there is no compiler (cc)")
+        return 0
+    with tempfile.TemporaryDirectory() as directory, ExitStack() as running:
+        program = Path(directory, "stund_load")
+        source = Path(__file__).with_name("stund_load.c")
+        subprocess.run([compiler, "-O2", "-o", program, source], check=True)
+        servers = {
+            name: running.enter_context(started(port, *command(port)))
+            for port, (name, command) in zip(
+                range(_FIRST_PORT, 0xFFFF, 10), commands(program, Path(directory)).items(), strict=False
+            )
+        }
+        for _ in range(options.rounds):
+            for kind in (*_KINDS, "garbage"):
+                for server in servers.values():
+                    measure(server, program, kind, options.seconds)
+        show(servers, options.rounds, options.seconds)
+        return 0 if judge(servers) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
