@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Protocol
 import pytest
 
 from nattools.endpoint import Endpoint
+from nattools.lab import namespaces
 from nattools.lab.namespaces import why_unavailable
 from nattools.lab.topology import SERVER_ENDPOINTS, STRANGER
+from tests.lab.warm_start import WarmProcess
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -141,6 +143,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if str(item.path).startswith(here):
             item.add_marker(pytest.mark.lab)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _warm() -> Iterator[None]:
+    """Programs in the laboratories of these tests start without importing everything anew."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(namespaces, "Process", WarmProcess)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -131,6 +131,12 @@ def test_ip_is_the_address_alone(natmap: Natmap, protocol: str | None) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{WAN}\n", "")
 
 
+def test_it_starts_where_nothing_is_imported_yet(lab: Lab, natmap: Natmap) -> None:
+    command = [sys.executable, "-B", *NATMAP[1:], "ip"]  # with that option, no warm process is its parent
+    done = lab.client.run(command, timeout=TIME_LIMIT_S, env=natmap.environment, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{WAN}\n", "")
+
+
 @pytest.mark.parametrize("transport", ["udp", "tcp"])
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_mapping_is_added_listed_and_removed(natmap: Natmap, protocol: str, transport: str) -> None:

@@ -405,7 +405,8 @@ class TestHostileMessage:
                 _ = (message.from_tag, message.cseq, message.body, message.content_type)
                 for header in message.headers[:3]:
                     message.value(header)
-                    message.values(header.name)
+                for name in {header.name for header in message.headers[:3]}:
+                    message.values(name)
 
 
 def test_another_one_of_the_same_bytes_is_edited_apart() -> None:
