@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
+
 from nattools.errors import LabError
 from nattools.lab.topology import PUBLIC_INTERFACE, STRANGER
 from tests.lab.conftest import PATIENCE_SECONDS
@@ -123,8 +125,10 @@ def kamailio(
                 raise AssertionError(f"{error}: {log.read_text()}") from error
             yield
         finally:
+            children = psutil.Process(process.pid).children(recursive=True)
             process.kill()
             process.wait(PATIENCE_SECONDS)
+            psutil.wait_procs(children, PATIENCE_SECONDS)  # till then, its sockets take what comes
 
 
 def lose_what_has_no_route(lab: Lab) -> None:
