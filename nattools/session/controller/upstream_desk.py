@@ -181,8 +181,15 @@ class UpstreamDesk:
         if known is not None:
             await self._gate.forward(received, [Target(*known)])
             return
+        binding = await self._binding_of(ticket, _target(received.request))
+        if binding is None and self._tasks:
+            await asyncio.wait(self._tasks)  # a call may come on the heels of the 2xx to its REGISTER
+            binding = await self._binding_of(ticket, _target(received.request))
+        await self._to_binding(received, binding)
+
+    async def _binding_of(self, ticket: Ticket, target: bytes) -> ContactBinding | None:
         bindings = await self._gate.location.bindings(ticket.address_of_record, now=self._gate.now())
-        await self._to_binding(received, binding_of(ticket, bindings, _target(received.request)))
+        return binding_of(ticket, bindings, target)
 
     async def _to_binding(self, received: Received, binding: ContactBinding | None) -> None:
         flow = None if binding is None else flow_to_phone(binding, self._gate.flows)

@@ -178,6 +178,25 @@ class TestRegistrations:
 
         play(scene, path=True)
 
+    @pytest.mark.parametrize("path", [False, True])
+    def test_a_call_on_the_heels_of_the_2xx_waits_until_the_phone_is_kept(self, path: bool) -> None:
+        async def scene(world: World) -> None:
+            alice, bob = world.phone("alice", 1), world.phone("bob", 2)
+            update, may_write = world.gate.location.update, asyncio.Event()
+
+            async def slow(*words: Any, **more: Any) -> Any:
+                await may_write.wait()
+                return await update(*words, **more)
+
+            world.gate.location.update = slow  # type: ignore[method-assign]
+            assert (await world.register(alice)).status_code == 200
+            assert not await bindings(world)
+            asyncio.get_running_loop().call_later(0.01, may_write.set)
+            await world.send(bob, request(bob, "MESSAGE", f"sip:{AOR}", to=f"sip:{AOR}"))
+            assert target(alice.last("MESSAGE")) == f"sip:alice@{alice.local}"
+
+        play(scene, path=path)
+
     def test_too_many_contacts_are_refused_here(self) -> None:
         async def scene(world: World) -> None:
             alice = world.phone("alice", 1)
