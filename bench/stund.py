@@ -3,7 +3,9 @@
 The limit is a loop in C around recvmmsg and sendmmsg that checks nothing. All run in one run, on loopback, on
 one core, in turns, the load on another; every reply is checked. `StunServer` has two addresses, and a limiter
 that is asked about every packet, its limits above the load. Asked of it: 0.85 of the limit, 1.15 times what
-vovida's answers and 1.5 times coturn's, and no more processor time for garbage than for requests.
+vovida's answers and 1.5 times coturn's, and no more processor time for garbage than for requests. Beside them
+`stund --workers 2` and coturn with two threads have both cores, which they share with the load; the first is
+to answer no less than the second.
 
     python -m bench.stund [--seconds 1] [--rounds 5]
 """
@@ -23,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from statistics import median
@@ -32,19 +35,21 @@ from rich.console import Console
 from rich.table import Table
 
 from nattools.stun.batch_limiter import BatchLimiter
-from nattools.stun.limiter import Limits, Rate
+from nattools.stun.limiter import Level, Limits, Rate
 from nattools.stun.responder import ServerAddresses
 from nattools.stun.server import StunServer
 
 OURS, LIMIT, VOVIDA, COTURN = "nattools", "limit (C)", "vovida stund", "coturn"
+OURS_TWICE, COTURN_TWICE = "stund, 2 workers", "coturn, 2 threads"
 LEAST_OF = {LIMIT: 0.85, VOVIDA: 1.15, COTURN: 1.5}
 MOST_GARBAGE_COST = 1.0
-LOAD_CORE, SERVER_CORE = "0", "1"
+LOAD_CORE, SERVER_CORE, BOTH_CORES = "0", "1", "0,1"
 
 _KINDS = ("plain", "classic")
 _FIRST_PORT = 34_780
 _START_S = 10.0
-_UNLIMITED = Rate(per_s=100_000_000, at_once=100_000_000)
+_PLENTY = 100_000_000
+_UNLIMITED = Rate(per_s=_PLENTY, at_once=_PLENTY)
 
 
 @dataclass(slots=True)
@@ -72,14 +77,26 @@ class Server:
 
     @property
     def memory_mb(self) -> float:
-        return psutil.Process(self.process.pid).memory_info().rss / 1e6
+        return sum(process.memory_info().rss for process in self.processes) / 1e6
+
+    @property
+    def processes(self) -> list[psutil.Process]:
+        """The one that was started, and its workers."""
+        first = psutil.Process(self.process.pid)
+        return [first, *first.children()]
+
+    @property
+    def processor_s(self) -> float:
+        """What all of them have used so far."""
+        times = [process.cpu_times() for process in self.processes]
+        return sum(each.user + each.system for each in times)
 
 
 @contextmanager
-def started(port: int, *command: str) -> Iterator[Server]:
+def started(port: int, *command: str, cores: str = SERVER_CORE) -> Iterator[Server]:
     """Run a server on its core until the block ends."""
     process = subprocess.Popen(
-        ["taskset", "-c", SERVER_CORE, *command],
+        ["taskset", "-c", cores, *command],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -88,7 +105,7 @@ def started(port: int, *command: str) -> Iterator[Server]:
         _wait_until_it_answers(port)
         yield Server(process, port)
     finally:
-        process.kill()
+        process.kill()  # workers of ours end when it is gone
         process.communicate()
 
 
@@ -123,6 +140,11 @@ def commands(program: Path, folder: Path) -> dict[str, Callable[[int], tuple[str
     found: dict[str, Callable[[int], tuple[str, ...]]] = {
         OURS: lambda port: (sys.executable, "-m", "bench.stund", "--serve", str(port)),
         LIMIT: lambda port: (str(program), "limit", str(port)),
+        OURS_TWICE: lambda port: (
+            *(sys.executable, "-m", "nattools.cli.stund", "127.0.0.1", "127.0.0.2"),
+            *("--port", str(port), "--alternate-port", str(port + 1), "--workers", "2"),
+            *(f"--limit={level.name.lower()}={_PLENTY}:{_PLENTY}" for level in Level),
+        ),
     }
     vovida = shutil.which("stund", path="/usr/sbin:/usr/bin")  # ours has the same name
     if vovida is not None:
@@ -130,19 +152,23 @@ def commands(program: Path, folder: Path) -> dict[str, Callable[[int], tuple[str
         found[VOVIDA] = lambda port: (vovida, *where, "-p", str(port), "-o", str(port + 1))
     coturn = shutil.which("turnserver")
     if coturn is not None:
-        found[COTURN] = lambda port: (
-            *(coturn, "-n", "--no-cli", "--no-tls", "--no-dtls", "--stun-only", "--no-rfc5780"),
-            *(f"--log-file={folder}/coturn.log", f"--pidfile={folder}/pid", f"--userdb={folder}/db"),
-            *("--listening-ip=127.0.0.1", "--relay-ip=127.0.0.1", "--relay-threads=1"),
-            f"--listening-port={port}",
-        )
+        found[COTURN] = partial(_coturn, coturn, folder, 1)
+        found[COTURN_TWICE] = partial(_coturn, coturn, folder, 2)
     return found
+
+
+def _coturn(program: str, folder: Path, threads: int, port: int) -> tuple[str, ...]:
+    return (
+        *(program, "-n", "--no-cli", "--no-tls", "--no-dtls", "--stun-only", "--no-rfc5780"),
+        *(f"--log-file={folder}/log{threads}", f"--pidfile={folder}/pid{threads}"),
+        *(f"--userdb={folder}/db{threads}", "--listening-ip=127.0.0.1", "--relay-ip=127.0.0.1"),
+        *(f"--relay-threads={threads}", f"--listening-port={port}"),
+    )
 
 
 def measure(server: Server, program: Path, kind: str, seconds: float) -> None:
     """Put one load on a server, and note what came of it."""
-    process, before = psutil.Process(server.process.pid), _dropped_by_the_kernel(server.port)
-    times = process.cpu_times()
+    before, used_s = _dropped_by_the_kernel(server.port), server.processor_s
     told = json.loads(
         subprocess.run(
             ["taskset", "-c", LOAD_CORE, program, "load", str(server.port), str(seconds), kind],
@@ -151,8 +177,7 @@ def measure(server: Server, program: Path, kind: str, seconds: float) -> None:
             check=True,
         ).stdout
     )
-    after = process.cpu_times()
-    spent = after.user + after.system - times.user - times.system
+    spent = server.processor_s - used_s
     handled = told["replies"]
     if kind == "garbage":
         handled = told["sent"] - (_dropped_by_the_kernel(server.port) - before)
@@ -165,19 +190,20 @@ def measure(server: Server, program: Path, kind: str, seconds: float) -> None:
 
 
 def _dropped_by_the_kernel(port: int) -> int:
-    """How many datagrams the socket at 127.0.0.1 had no room for."""
+    """How many datagrams the sockets at 127.0.0.1 had no room for."""
     place = f"0100007F:{port:04X}"
-    for line in Path("/proc/net/udp").read_text().splitlines()[1:]:
-        fields = line.split()
-        if fields[1] == place:
-            return int(fields[-1])
-    raise SystemExit(f"no socket at port {port}")
+    lines = [line.split() for line in Path("/proc/net/udp").read_text().splitlines()[1:]]
+    dropped = [int(fields[-1]) for fields in lines if fields[1] == place]
+    if not dropped:
+        raise SystemExit(f"no socket at port {port}")
+    return sum(dropped)
 
 
 def show(servers: dict[str, Server], rounds: int, seconds: float) -> None:
     """One line for each server."""
     table = Table(
-        title=f"replies a second, one core, median of {rounds} rounds of {seconds:g} s", title_justify="left"
+        title=f"replies a second, one core (with 2, two cores), median of {rounds} rounds of {seconds:g} s",
+        title_justify="left",
     )
     figures = ("of the limit", "nattools / it", "us a request", "us of garbage", "MB", "wrong")
     for heading in ("server", *_KINDS, *figures):
@@ -209,6 +235,11 @@ def judge(servers: dict[str, Server]) -> bool:
             cost = servers[name].cost(kind) / own.cost(kind)
             print(f"{kind}: {ratio:.2f} of {name} (asked {asked}); by processor time {cost:.2f}")
             is_enough &= ratio >= asked
+    if COTURN_TWICE in servers:
+        for kind in _KINDS:
+            ratio = servers[OURS_TWICE].times(servers[COTURN_TWICE], kind)
+            print(f"{kind}: {OURS_TWICE}: {ratio:.2f} of {COTURN_TWICE} (asked 1)")
+            is_enough &= ratio >= 1
     ratio = own.cost("garbage") / own.cost("plain")
     print(f"garbage: {ratio:.2f} of a request's processor time (asked {MOST_GARBAGE_COST:g} at the most)")
     return is_enough and ratio <= MOST_GARBAGE_COST and not own.wrong
@@ -233,7 +264,13 @@ def main() -> int:
         source = Path(__file__).with_name("stund_load.c")
         subprocess.run([compiler, "-O2", "-o", program, source], check=True)
         servers = {
-            name: running.enter_context(started(port, *command(port)))
+            name: running.enter_context(
+                started(
+                    port,
+                    *command(port),
+                    cores=BOTH_CORES if name in (OURS_TWICE, COTURN_TWICE) else SERVER_CORE,
+                )
+            )
             for port, (name, command) in zip(
                 range(_FIRST_PORT, 0xFFFF, 10), commands(program, Path(directory)).items(), strict=False
             )

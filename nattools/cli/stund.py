@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import logging
-import os
-import secrets
-import signal
 import sys
-import time
-from collections.abc import Sequence
-from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import click
 
 from nattools import __version__
-from nattools.endpoint import IPAddress
-from nattools.errors import TransportError
-from nattools.stun.responder import DEFAULT_ALTERNATE_PORT, DEFAULT_PORT, ServerAddresses
-from nattools.stun.server import AnswerOther, StunServer
+from nattools.cli.stund_log import forget_what_stderr_refused, log_to_stderr
+from nattools.cli.stund_serve import Users, identity_of, link_of, run
+from nattools.errors import DecodeError, TransportError
+from nattools.stun.responder import DEFAULT_ALTERNATE_PORT, DEFAULT_PORT
+from nattools.stun.settings import (
+    DEFAULT_PEER_PORT,
+    DEFAULT_SIP_PORT,
+    LEVELS,
+    MOST_FILE_BYTES,
+    CredentialKind,
+    LogForm,
+    StundSettings,
+    parse_limit,
+    parse_words,
+)
 
-if TYPE_CHECKING:
-    from nattools.sip.reflector import Reflector
+EXIT_DONE = 0
+EXIT_CANNOT = 1
+EXIT_USAGE = 2
 
-DEFAULT_SIP_PORT = 5060
-
-_log = logging.getLogger("nattools.stund")
-
-_HELP = """Serve STUN on ADDRESS, by default on every IPv4 address of this machine.
+_HELP = f"""Serve STUN on ADDRESS, by default on every IPv4 address of this machine.
 
 A STUN server tells a client from which public address and port its datagrams arrive, and so what its
 NAT has made of them. stund speaks RFC 8489, RFC 5780 and the older RFC 3489 that many phones still use,
-over UDP and TCP, without passwords. It answers from the address that was asked.
+over UDP and TCP. It answers from the address that was asked.
 
 \b
 ONE ADDRESS
@@ -46,6 +46,12 @@ TWO ADDRESSES
   Both must be addresses of this machine, and clients must reach both. stund
   then has four sockets, ADDRESS and ALTERNATE with --port and
   --alternate-port, and clients can run every test of RFC 5780 and RFC 3489.
+
+\b
+TWO MACHINES
+  with one address each do the same: run stund on each with --peer, the
+  other's address, and --peer-key, a file with the same secret on both. While
+  the other is away each serves as one address does.
 
 \b
 ADDRESSES
@@ -67,12 +73,25 @@ EXAMPLES
   stund --port 19302 2001:db8::1   one IPv6 address, another port
   stund -v 127.0.0.1 127.0.0.2     try it out; every request is logged
   stund --sip-reflector 192.0.2.1  STUN and reflected SIP, ports 3478 and 5060
+  stund --advertise 10.0.0.5=192.0.2.1 10.0.0.5
+                                   where the cloud maps an address 1:1
+  stund --config stund.toml --check-config
+
+\b
+SETTINGS
+  The file of --config has the same words, and more: docs/stund.md lists them.
+  A flag overrules it.
 
 \b
 SAFETY
   What is no request is never answered. A reply goes to the IP address that
   asked and to no other, so a RESPONSE-ADDRESS elsewhere gets nothing. Over
-  UDP it has at most 2.8 times the bytes of the request.
+  UDP it has at most 2.8 times the bytes of the request, but for the PADDING
+  that a user of --users has asked for.
+  Each socket of a client is answered 20 times a second (40 at once), each
+  address and network a multiple of that; nobody is banned. --limit sets it.
+  With --users CHANGE-REQUEST, RESPONSE-PORT and PADDING are for users only;
+  what a plain request is answered needs no password.
   A reflected SIP request gets at most 2.8 times its bytes; of those, each
   client is answered 5 a second, and all together 200.
 
@@ -80,26 +99,29 @@ SAFETY
 OUTPUT
   On stderr: one line once everything is served; one when stund stops, on
   SIGTERM or SIGINT, with how much was answered and what was dropped why.
-  Nothing on stdout.
+  --log json makes them JSON. Nothing on stdout.
+
+\b
+SIGNALS
+  SIGTERM, SIGINT  stop
+  SIGHUP           reads limits and users again; nothing is lost
 
 \b
 EXIT CODES
-  0  stopped by a signal
-  1  an address or port cannot be had; the line on stderr says which and why
-  2  the command line is wrong
+  {EXIT_DONE}  stopped by a signal; with --check-config: the settings are good
+  {EXIT_CANNOT}  an address or port cannot be had; the line on stderr says which and why
+  {EXIT_USAGE}  the command line, the settings or the file of users are wrong
 """
 
 
 @click.command(help=_HELP, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("address", default="0.0.0.0")
+@click.argument("address", required=False)
 @click.argument("alternate", required=False)
 @click.option(
     "--port",
     metavar="PORT",
     type=click.IntRange(0, 65535),
-    default=DEFAULT_PORT,
-    show_default=True,
-    help="The port on each address; 0 takes a free one.",
+    help=f"The port on each address; 0 takes a free one.  [default: {DEFAULT_PORT}]",
 )
 @click.option(
     "--alternate-port",
@@ -108,7 +130,10 @@ EXIT CODES
     help=f"The second port: {DEFAULT_ALTERNATE_PORT} with two addresses; with one, none unless given.",
 )
 @click.option(
-    "--sip-reflector", is_flag=True, help="Answer SIP requests with what arrived, for natcheck --sip-alg."
+    "--sip-reflector",
+    is_flag=True,
+    default=None,
+    help="Answer SIP requests with what arrived, for natcheck --sip-alg.",
 )
 @click.option(
     "--sip-port",
@@ -118,31 +143,67 @@ EXIT CODES
     multiple=True,
     help=f"A UDP port for STUN and SIP beside the others, {DEFAULT_SIP_PORT} unless given; may be repeated.",
 )
+@click.option(
+    "--advertise",
+    metavar="PRIVATE=PUBLIC",
+    multiple=True,
+    help="What clients are told instead of an address of this machine; may be repeated.",
+)
+@click.option(
+    "--peer",
+    metavar="ADDRESS",
+    help="Another machine with stund, whose address is the alternate one.",
+)
+@click.option("--peer-key", metavar="FILE", help="A file with a secret that both machines have.")
+@click.option(
+    "--peer-port",
+    metavar="PORT",
+    type=click.IntRange(1, 65535),
+    help=f"The UDP port over which the two talk.  [default: {DEFAULT_PEER_PORT}]",
+)
+@click.option(
+    "--limit",
+    "limits",
+    metavar="LEVEL=PER_SECOND:AT_ONCE",
+    multiple=True,
+    help=f"What one source may ask; LEVEL is {', '.join(LEVELS)}. May be repeated.",
+)
+@click.option("--users", metavar="FILE", help="Names and passwords, a TOML file with a table [users].")
+@click.option(
+    "--credentials",
+    metavar="KIND",
+    help=f"How they are used: {' or '.join(CredentialKind)}.  [default: {CredentialKind.LONG_TERM}]",
+)
+@click.option("--user", metavar="NAME", help="Become this user once all ports are bound; started as root.")
+@click.option(
+    "--workers", metavar="N", type=click.IntRange(1), help="How many processes serve (Linux).  [default: 1]"
+)
+@click.option(
+    "--metrics", metavar="ADDRESS:PORT", help="Serve /metrics and /health there.  [default: nowhere]"
+)
+@click.option(
+    "--log", metavar="FORM", help=f"How lines are written: {' or '.join(LogForm)}.  [default: text]"
+)
+@click.option("--config", metavar="FILE", help="A TOML file with these and more settings.")
+@click.option("--check-config", is_flag=True, help="Say whether the settings are good, and end.")
 @click.option("-v", "--verbose", is_flag=True, help="Log each request and what became of it.")
 @click.version_option(__version__, prog_name="stund")
-def command(
-    address: str,
-    alternate: str | None,
-    port: int,
-    alternate_port: int | None,
-    sip_reflector: bool,
-    sip_ports: tuple[int, ...],
-    verbose: bool,
-) -> None:
+def command(*, config: str | None, check_config: bool, verbose: bool, **flags: object) -> None:
     """Run the server until a signal stops it."""
-    if sip_ports and not sip_reflector:
-        raise click.UsageError("--sip-port says where --sip-reflector answers: give that as well")
-    if alternate is not None and alternate_port is None:
-        alternate_port = DEFAULT_ALTERNATE_PORT
+    said = {name: value for name, value in flags.items() if value not in (None, ())}
+    path = None if config is None else Path(config)
     try:
-        addresses = ServerAddresses(
-            _address(address), port, None if alternate is None else _address(alternate), alternate_port
-        )
-    except TransportError as error:
+        settings = _settings(path, said)
+        log_to_stderr(settings.log, verbose=verbose)
+        users = None if settings.users is None else Users(settings)
+        link = link_of(settings)
+        identity = identity_of(settings)
+        if check_config:
+            click.echo(f"the settings are good: {', '.join(map(str, settings.addresses.endpoints))}")
+        else:
+            run(settings, users, link, identity, lambda: _settings(path, said))
+    except DecodeError as error:
         raise click.UsageError(str(error)) from error
-    _log_to_stderr(verbose)
-    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:  # Proactor has no add_reader
-        runner.run(_serve(addresses, (sip_ports or (DEFAULT_SIP_PORT,)) if sip_reflector else None))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -154,101 +215,47 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(error.exit_code)
     except TransportError as error:
         click.echo(f"stund: {error}", err=True)
-        sys.exit(1)
+        sys.exit(EXIT_CANNOT)
     except (click.Abort, KeyboardInterrupt):  # SIGINT so early that nothing was served yet
-        sys.exit(0)
+        sys.exit(EXIT_DONE)
     finally:
-        _forget_what_stderr_refused()
+        forget_what_stderr_refused()
 
 
-def _address(text: str) -> IPAddress:
+def _settings(config: Path | None, flags: Mapping[str, object]) -> StundSettings:
+    """The settings in the file, and in their place what flags say. Raises `DecodeError`."""
+    words = {} if config is None else _read(config)
+    said = dict(flags)
+    limits = said.pop("limits", None)
+    if isinstance(limits, tuple):  # each level for itself
+        of_file = words.get("limits")
+        said["limits"] = (of_file if isinstance(of_file, dict) else {}) | dict(map(parse_limit, limits))
+    return StundSettings.of(words | said)
+
+
+def _read(path: Path) -> dict[str, object]:
+    """The words of the file, with the paths in it relative to where it is. Raises `DecodeError`."""
     try:
-        return ip_address(text.removeprefix("[").removesuffix("]"))
-    except ValueError:
-        raise click.UsageError(
-            f"{text!r} is not an IP address; names are not looked up, give an address of this machine"
-        ) from None
-
-
-def _log_to_stderr(verbose: bool) -> None:
-    """Give the log of nattools to stderr. A stderr that is gone must not stop the server."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("stund: %(message)s"))
-    logger = logging.getLogger("nattools")
-    logger.addHandler(handler)
-    logger.propagate = False
-    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
-    logging.raiseExceptions = False
-
-
-def _forget_what_stderr_refused() -> None:
-    """Python would try once more at its end, and make a failure of the server's exit code out of it."""
-    try:
-        sys.stderr.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-
-
-async def _serve(addresses: ServerAddresses, sip_ports: Sequence[int] | None) -> None:
-    """Serve until a signal comes; with `sip_ports` as a SIP reflector, too."""
-    loop = asyncio.get_running_loop()
-    loop.set_exception_handler(_on_loop_error)
-    stop = asyncio.Event()
-    _stop_on_signals(loop, stop)
-    reflector = None if sip_ports is None else _new_reflector()
-    async with await StunServer.start(
-        addresses,
-        more_ports=sip_ports or (),
-        answer_other=None if reflector is None else _reflection_of(reflector),
-    ) as server:
-        _log.info("%s", _start_line(server))
-        while not stop.is_set():
-            # Windows does not wake a waiting loop for a signal
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), 0.5 if sys.platform == "win32" else None)
-    reflected = "" if reflector is None else f"; {reflector.summary()}"
-    _log.info("stopped: %s%s", server.summary(), reflected)
-
-
-def _new_reflector() -> Reflector:
-    from nattools.sip.reflector import Reflector  # with all of SIP; most servers need none of it
-
-    return Reflector(entropy=secrets.token_bytes)
-
-
-def _reflection_of(reflector: Reflector) -> AnswerOther:
-    return lambda data, source: reflector.answer(data, source, now=time.monotonic())
-
-
-def _stop_on_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        try:
-            loop.add_signal_handler(number, stop.set)
-        except NotImplementedError:  # Windows
-            signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop.set))
-
-
-def _on_loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """In one line what asyncio reports with a traceback, such as a lack of file descriptors."""
-    _log.error("%s: %s", context["message"], context.get("exception") or "no more is known")
-
-
-def _start_line(server: StunServer) -> str:
-    addresses = server.addresses
-    sockets = ", ".join(map(str, addresses.endpoints))
-    served = {endpoint.port for endpoint in addresses.endpoints}
-    line = f"serving {sockets} (UDP and TCP)"
-    if addresses.alternate_address is not None:
-        line += ", NAT behaviour tests included"
-    else:
-        line += (
-            "; with one address clients learn their public address, but cannot"
-            " test NAT filtering: CHANGE-REQUEST is refused, OTHER-ADDRESS omitted"
-        )
-    if server.more_ports:
-        others = [str(port) for port in dict.fromkeys(server.more_ports) if port not in served]
-        line += "; reflecting SIP there" + (f" and on UDP port {', '.join(others)}" if others else "")
-    return line
+        with path.open("rb") as file:
+            data = file.read(MOST_FILE_BYTES + 1)
+        if len(data) > MOST_FILE_BYTES:
+            raise DecodeError(f"over {MOST_FILE_BYTES} bytes, so it is no settings file")
+        words = dict(parse_words(data.decode("utf-8-sig")))  # Windows editors put a mark in front
+        StundSettings.of(words)
+    except FileNotFoundError as error:
+        raise DecodeError(f"{path}: there is no such settings file") from error
+    except UnicodeDecodeError as error:
+        raise DecodeError(f"{path}: not UTF-8, which TOML must be: save it as UTF-8") from error
+    except (OSError, ValueError) as error:  # a path with a zero byte is a ValueError
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DecodeError(f"{path}: the settings cannot be read: {reason}") from error
+    except DecodeError as error:
+        raise DecodeError(f"{path}: {error}") from error
+    for name in ("users", "peer_key"):
+        file_name = words.get(name)
+        if isinstance(file_name, str) and file_name:
+            words[name] = str(path.parent / Path(file_name).expanduser())
+    return words
 
 
 if __name__ == "__main__":

@@ -11,13 +11,16 @@ import errno
 import mmap
 import platform
 import socket
+import struct
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nattools.endpoint import Endpoint
 from nattools.net.listener import Datagram, SocketAddress, UdpListener
 from nattools.net.udp import endpoint_of
 
@@ -34,6 +37,8 @@ _WHOLE_DATAGRAM_BYTES = 0x1_0000
 _LIKELY_MORE = 0.5  # of a batch: while that was answered more has come, and asking is cheaper than a wakeup
 _CACHE_LINE_BYTES = 64  # rows a power of two apart would share a few lines of the processor's cache
 _NAME_BYTES = 32  # of a sockaddr, 16 or 28
+_CONTROL_BYTES = 64  # of ancillary data: a header of 16 and a packet info of 12 or 20
+_CONTROL_HEADER_BYTES = 16
 _MACHINES = ("x86_64", "aarch64")
 _OUT_OF_ROOM = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM)
 
@@ -45,6 +50,24 @@ _HEADER = np.dtype(
         "offsets": [0, 8, 16, 24, 32, 40, 48, 56],
         "itemsize": 64,
     }
+)
+
+
+class _ControlLayout(NamedTuple):
+    """Where `struct cmsghdr` and the packet info after it (RFC 3542 §6.1) have what, in bytes."""
+
+    header: bytes
+    own: slice
+    asked: slice
+    end: int
+    space: int
+
+
+_CONTROL_OF_IPV4 = _ControlLayout(
+    struct.pack("=Qii", 28, socket.IPPROTO_IP, 8), slice(20, 24), slice(24, 28), 28, 32
+)
+_CONTROL_OF_IPV6 = _ControlLayout(
+    struct.pack("=Qii", 36, socket.IPPROTO_IPV6, 50), slice(16, 32), slice(16, 32), 36, 40
 )
 
 OnBatch = Callable[["BatchReader", int], None]
@@ -107,7 +130,8 @@ class BatchBuffers:
     memory is taken only as far as datagrams reach, 16 MiB at the most.
     """
 
-    def __init__(self, *, ipv6: bool, rows: int = MOST_DATAGRAMS) -> None:
+    def __init__(self, *, ipv6: bool, rows: int = MOST_DATAGRAMS, destinations: bool = False) -> None:
+        """With `destinations` for sockets that are bound to the unspecified address, and for no others."""
         row_bytes = _WHOLE_DATAGRAM_BYTES + _CACHE_LINE_BYTES
         memory = mmap.mmap(-1, rows * row_bytes)
         if hasattr(mmap, "MADV_NOHUGEPAGE"):
@@ -142,10 +166,33 @@ class BatchBuffers:
         """How many bytes each datagram has."""
         self._flags = self._incoming["flags"]
         self._is_ipv6 = ipv6
+        self.own: NDArray[np.uint8] | None = None
+        """With `destinations`: this machine's address that each was sent to, and its reply leaves from."""
+        self.asked: NDArray[np.uint8] | None = None
+        """And the address that it was sent to: over IPv4 the same, or that of many machines."""
+        self._controls = np.zeros((rows, _CONTROL_BYTES), np.uint8)
+        if destinations:
+            self._keep_destinations()
+
+    def _keep_destinations(self) -> None:
+        """Have the system write a packet info (`_PacketInfo` in `net.listener`) to each row, and take one."""
+        layout = _CONTROL_OF_IPV6 if self._is_ipv6 else _CONTROL_OF_IPV4
+        self._incoming["control"] = _places(self._controls)
+        self._control_bytes = self._incoming["control_bytes"]
+        self.own = self._controls[:, layout.own]
+        self.asked = self._controls[:, layout.asked]
+        self._own_words = self.own.view(np.uint32)
+        controls = np.zeros_like(self._controls)
+        controls[:, : len(layout.header)] = np.frombuffer(layout.header, np.uint8)
+        self._outgoing_own = controls[:, layout.own].view(np.uint32)
+        self._outgoing["control"] = _places(controls)
+        self._outgoing["control_bytes"] = layout.space
 
     def receive(self, sock: socket.socket) -> int:
         """Fill the first rows with what has arrived, and say how many. Raises `OSError`."""
         assert _LIBRARY is not None
+        if self.own is not None:
+            self._control_bytes[:] = _CONTROL_BYTES  # the kernel has written there how much it used
         count: int = _LIBRARY.recvmmsg(
             sock.fileno(), self._incoming_place, self.rows, socket.MSG_DONTWAIT, None
         )
@@ -174,6 +221,8 @@ class BatchBuffers:
         elif not self._is_straight:
             self._outgoing_names[:] = self._name_places
             self._is_straight = True
+        if self.own is not None:
+            self._outgoing_own[:count] = self._own_words[:count] if rows is None else self._own_words[rows]
         if not isinstance(sizes, int):
             self._outgoing_bytes[:count] = sizes
             self._size_of_all = None
@@ -208,15 +257,19 @@ class BatchBuffers:
         """The datagram in `row`, and whether its end is missing."""
         return (
             self.payload[row, : int(self.lengths[row])].tobytes(),
-            bool(int(self._flags[row]) & socket.MSG_TRUNC),
+            bool(int(self._flags[row]) & (socket.MSG_TRUNC | socket.MSG_CTRUNC)),
         )
+
+    def packet_info(self, row: int) -> bytes:
+        """With `destinations`: what the system said about where the datagram in `row` was sent to."""
+        layout = _CONTROL_OF_IPV6 if self._is_ipv6 else _CONTROL_OF_IPV4
+        return self._controls[row, _CONTROL_HEADER_BYTES : layout.end].tobytes()
 
 
 class BatchReader:
     """Reads the socket of a listener in batches, in place of the listener's own way; that stays its owner.
 
-    The listener must be bound to an address of the machine and not to the unspecified one: which address
-    a datagram was sent to is not asked here.
+    Where the listener is bound to the unspecified address, the buffers must have `destinations`.
     """
 
     def __init__(self, listener: UdpListener, buffers: BatchBuffers, on_batch: OnBatch) -> None:
@@ -233,7 +286,11 @@ class BatchReader:
         """The datagram in `row` as the listener itself would hand it on."""
         address = self.buffers.source(row)
         data, truncated = self.buffers.data(row)
-        return Datagram(data, endpoint_of(address), self.listener.local, address, truncated=truncated)
+        local, unicast = self.listener.local, True
+        if self.buffers.own is not None:
+            ip, unicast = self.listener.destination(self.buffers.packet_info(row))
+            local = Endpoint(ip, local.port)
+        return Datagram(data, endpoint_of(address), local, address, unicast, truncated)
 
     def _drain(self) -> None:
         for _ in range(BATCHES_PER_WAKEUP):

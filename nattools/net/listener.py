@@ -59,12 +59,14 @@ class UdpListener:
         self._packet_info = _packet_info(sock) if local.ip.is_unspecified else None
 
     @classmethod
-    def open(cls, local: Endpoint, on_datagram: OnDatagram) -> UdpListener:
+    def open(cls, local: Endpoint, on_datagram: OnDatagram, *, reuse_port: bool = False) -> UdpListener:
         """Bind a socket at `local` (port 0: any free one) and hand it every datagram, from the running loop.
 
+        With `reuse_port` further sockets of this user can be bound there likewise; Linux shares the clients
+        out among them.
         Raises `LocalAddressError`, with the reason and what can be done, where the address cannot be had.
         """
-        sock = _bind(local, socket.SOCK_DGRAM)
+        sock = _bind(local, socket.SOCK_DGRAM, reuse_port=reuse_port)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
             self = cls(sock, local, on_datagram)
@@ -97,6 +99,14 @@ class UdpListener:
         except OSError:
             return False
         return True
+
+    def destination(self, packet_info: bytes) -> tuple[IPAddress, bool]:
+        """The address in the packet info that came with a datagram, and whether it is one machine's.
+
+        Only where the listener is bound to the unspecified address.
+        """
+        assert self._packet_info is not None
+        return self._packet_info.destination(packet_info)
 
     def drain_with(self, drain: Callable[[], None]) -> socket.socket:
         """Have `drain` called from now on whenever something has arrived, to read the socket given back.
@@ -148,12 +158,15 @@ class StreamListener:
         """Where it listens; the address may be the unspecified one."""
 
     @classmethod
-    async def open(cls, local: Endpoint, on_connection: OnConnection, *, limit_bytes: int) -> StreamListener:
+    async def open(
+        cls, local: Endpoint, on_connection: OnConnection, *, limit_bytes: int, reuse_port: bool = False
+    ) -> StreamListener:
         """Listen at `local` and run `on_connection` for each connection, reading ahead about `limit_bytes`.
 
+        `reuse_port` is as for `UdpListener.open`.
         Raises `LocalAddressError`, with the reason and what can be done, where the address cannot be had.
         """
-        sock = _bind(local, socket.SOCK_STREAM)
+        sock = _bind(local, socket.SOCK_STREAM, reuse_port=reuse_port)
         try:
             # asyncio accepts `backlog` times at each wakeup, and out of files complains as often
             server = await asyncio.start_server(on_connection, sock=sock, limit=limit_bytes, backlog=1)
@@ -265,7 +278,7 @@ def _packet_info(sock: socket.socket) -> _PacketInfo | None:
     return info
 
 
-def _bind(local: Endpoint, kind: socket.SocketKind) -> socket.socket:
+def _bind(local: Endpoint, kind: socket.SocketKind, *, reuse_port: bool = False) -> socket.socket:
     """A non-blocking socket at `local`. Raises `LocalAddressError`."""
     try:
         sock = socket.socket(socket.AF_INET6 if local.is_ipv6 else socket.AF_INET, kind)
@@ -277,6 +290,8 @@ def _bind(local: Endpoint, kind: socket.SocketKind) -> socket.socket:
             # and so it would on Windows.
             if kind is socket.SOCK_STREAM and sys.platform != "win32":
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if reuse_port:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             # only getaddrinfo makes an address with a scope of fe80::1%eth0
             found = socket.getaddrinfo(str(local.ip), local.port, type=kind, flags=socket.AI_NUMERICHOST)
             sock.bind(found[0][4])

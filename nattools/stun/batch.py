@@ -35,6 +35,8 @@ _NO_ROWS: Final = np.empty(0, np.intp)
 _NOTHING: Final[Mapping[DropReason, int]] = {}
 _ADDRESS_AT = HEADER_BYTES + 8  # in a reply, whose first attribute is the mapped address
 _PORT_AT = _ADDRESS_AT - 2
+_ORIGIN_AT = _ADDRESS_AT + 12  # over IPv4, on a wildcard bind: its address
+_ANY_ORIGIN = IPv4Address("198.51.100.2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,10 @@ class Columns:
     """The same of the source ports."""
     replies: NDArray[np.uint8]
     """Room for replies, 64 columns: `MOST_AMPLIFICATION` allows 56 bytes."""
+    own: NDArray[np.uint8] | None = None
+    """On a wildcard bind: the addresses of this machine that they were sent to, like `addresses`."""
+    asked: NDArray[np.uint8] | None = None
+    """On a wildcard bind: the addresses that they were sent to, multicast and broadcast among them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +78,8 @@ class Outcome:
 class BatchResponder:
     """Answers what comes to `local` as `responder` does, a batch at a time, if `limiter` admits it.
 
-    Without a limiter everything is admitted. `local` must not be the unspecified address: there the one
-    that each datagram was sent to would matter.
+    Without a limiter everything is admitted. If `local` is the unspecified address, the columns must say
+    which one each datagram was sent to, and `responder` must not advertise another in its place.
     """
 
     def __init__(
@@ -107,6 +113,11 @@ class BatchResponder:
         self._reply_keys = words[:, 1 : HEADER_BYTES // 4]
         self._reply_ports = columns.replies.view(np.uint16)[:, _PORT_AT // 2]
         self._reply_addresses = words[:, first : first + self._seen_addresses.shape[1]]
+        self._asked_octets: NDArray[np.uint8] | None = None
+        if columns.own is not None and columns.asked is not None:
+            self._own, self._asked = columns.own.view(np.uint32)[:, 0], columns.asked.view(np.uint32)[:, 0]
+            self._asked_octets = columns.asked[:, 0]
+            self._origins = words[:, _ORIGIN_AT // 4]
         self._template = _template(responder, local, columns.replies.shape[1])
         classic, modern = map(_size_of, self._template)
         self._sizes = np.array([classic, modern], np.uint64)
@@ -127,6 +138,8 @@ class BatchResponder:
         is_odd |= self._is_odd_octet.take(self._octets[:count])
         if self._is_ipv6:
             is_odd |= ~addresses.any(axis=1)
+        if self._asked_octets is not None:
+            is_odd |= self._is_for_many(count)
         if not np.count_nonzero(is_odd) and (admitted is None or np.count_nonzero(admitted) == count):
             return Outcome(count, self._write(slice(count), count), None, _NO_ROWS, _NOTHING)
         return self._sort(count, ports, admitted)
@@ -141,6 +154,8 @@ class BatchResponder:
         is_plain = (self._columns.lengths[:count] == HEADER_BYTES) & (self._kinds[:count] == _BINDING_REQUEST)
         codes[is_unjudged & ~is_plain] = _ODD
         codes[is_unjudged & self._is_not_stun(count)] = self._not_stun
+        if self._asked_octets is not None:
+            codes[self._is_for_many(count)] = _ODD
         if admitted is not None:
             codes[~admitted] = _LIMITED
         rows = np.flatnonzero(codes == _ANSWERED)
@@ -148,6 +163,15 @@ class BatchResponder:
         dropped = {_REASONS[code]: number for code, number in enumerate(counts[_ODD + 1 :]) if number}
         sizes = self._write(rows, len(rows))
         return Outcome(len(rows), sizes, rows, np.flatnonzero(codes == _ODD), dropped)
+
+    def _is_for_many(self, count: int) -> NDArray[np.bool_]:
+        """Which rows were sent to an address of many machines."""
+        assert self._asked_octets is not None
+        if self._is_ipv6:
+            is_multicast: NDArray[np.bool_] = self._asked_octets[:count] == 0xFF
+            return is_multicast
+        is_another: NDArray[np.bool_] = self._own[:count] != self._asked[:count]
+        return is_another
 
     def _is_not_stun(self, count: int) -> NDArray[np.bool_]:
         """Which rows the header condemns; of the others some have attributes that do not fit."""
@@ -169,6 +193,8 @@ class BatchResponder:
             np.bitwise_xor(own[:count], seen[rows], out=own[:count])
         if self._is_ipv6:  # the key goes on with the transaction id
             self._reply_addresses[:count, 1:] ^= keys[:, 1:] * is_modern[:, np.newaxis]
+        elif self._asked_octets is not None:
+            self._origins[:count] = self._own[rows]
         sizes: NDArray[np.uint64] | int = self._size or self._sizes.take(is_modern)
         return sizes
 
@@ -176,10 +202,13 @@ class BatchResponder:
 def _template(responder: Responder, local: Endpoint, row_bytes: int) -> NDArray[np.uint8]:
     """The replies of a socket to the plain requests of both dialects, the classic one first.
 
-    Where the mapped address stands they have what it is XOR-ed with, save the transaction id.
+    Where the mapped address stands they have what it is XOR-ed with, save the transaction id. On a wildcard
+    bind the origin comes at `_ORIGIN_AT`; over IPv6 there is no room for it.
     """
     ip = IPv6Address("2001:db8::1") if local.is_ipv6 else IPv4Address("198.51.100.1")
     source = Endpoint(ip, 0x8000)
+    if local.ip.is_unspecified:
+        local = Endpoint(IPv6Address("2001:db8::2") if local.is_ipv6 else _ANY_ORIGIN, local.port)
     mapped = np.frombuffer(source.port.to_bytes(2, "big") + ip.packed, np.uint8)
     replies = np.zeros((2, row_bytes), np.uint8)
     for row, cookie in enumerate((_CLASSIC_COOKIE, MAGIC_COOKIE)):

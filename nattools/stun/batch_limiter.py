@@ -46,6 +46,11 @@ class BatchLimiter(Limiter):
         self._everybody = np.ones(rows, np.bool_)
         self._everybody.flags.writeable = False
 
+    def become(self, limits: Limits) -> None:
+        """As for `Limiter`."""
+        super().become(limits)
+        self._prepare(self._rows)
+
     def admit(self, addresses: Addresses, ports: NDArray[np.uint16], *, now: float) -> NDArray[np.bool_]:
         """Which datagrams of a batch may be answered, given where each came from.
 

@@ -148,6 +148,12 @@ class Limiter:
         self.admitted += 1
         return True
 
+    def become(self, limits: Limits) -> None:
+        """Have these limits from now on, with every bucket full; what was counted stays."""
+        self.limits = limits
+        self._costs = tuple((rate.interval_ns, rate.span_ns) for rate in limits.rates)
+        self._full_at[:] = array("q", bytes(8 * len(self._full_at)))
+
     def state(self, *, now: float) -> LimiterState:
         """What metrics show. It looks at every bucket, which takes some milliseconds."""
         now_ns = int(now * NANOSECONDS)

@@ -9,7 +9,7 @@ one exception is PADDING to a user whose credentials were checked (`nattools.stu
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -189,15 +189,19 @@ class Responder:
         *,
         reflector_ports: Collection[int] = REFLECTOR_PORTS,
         accounts: Accounts | None = None,
+        advertise: Mapping[IPAddress, IPAddress] | None = None,
     ) -> None:
         """With `accounts` only users may send CHANGE-REQUEST, RESPONSE-PORT, RESPONSE-ADDRESS and PADDING.
 
         Nothing is answered that comes from one of `reflector_ports`, or asks for the reply to go there.
+        Where a 1:1 NAT gives an address of this machine another one outside, as clouds do, `advertise` has
+        that: replies name it in place of the machine's own.
         """
         self.addresses = addresses
         self.reflector_ports = frozenset(reflector_ports)
         self.accounts = accounts
-        self._own = frozenset(addresses.endpoints)
+        self._advertise = dict(advertise or {})
+        self._own = frozenset((*addresses.endpoints, *map(self._outside, addresses.endpoints)))
         self._own_ports = frozenset(endpoint.port for endpoint in addresses.endpoints)
         self._is_wildcard = addresses.address.is_unspecified
 
@@ -291,7 +295,7 @@ class Responder:
 
     def _obstacle(self, peer: Endpoint, local: Endpoint, stream: bool) -> DropReason | None:
         """Why nothing must be sent to `peer`, where a request says that it is from or for."""
-        if not _is_usable(peer):
+        if not is_usable(peer):
             return DropReason.UNUSABLE_ADDRESS
         if peer.port in self.reflector_ports and not stream:
             return DropReason.REFLECTOR_PORT
@@ -320,13 +324,17 @@ class Responder:
         further = room // (4 + len(mapped.value)) - 1  # all addresses are of one family
         other = self.addresses.changed(local, _CHANGE_BOTH)
         if other is not None and further >= len(attributes):
-            attributes.append(other_codec.of(other))
+            attributes.append(other_codec.of(self._outside(other)))
         # without IP_PKTINFO the origin is not known: better silent than wrong
         if not origin.ip.is_unspecified and further >= len(attributes):
-            attributes.insert(1, origin_codec.of(origin))
+            attributes.insert(1, origin_codec.of(self._outside(origin)))
         if request.attributes and not request.is_classic and further >= len(attributes):
             attributes.insert(1, MAPPED_ADDRESS.of(source))
         return attributes
+
+    def _outside(self, own: Endpoint) -> Endpoint:
+        """What clients know a socket of the server as."""
+        return Endpoint(self._advertise.get(own.ip, own.ip), own.port)
 
     def _is_own(self, endpoint: Endpoint, local: Endpoint) -> bool:
         """Whether `endpoint` is one of the server's sockets.
@@ -337,11 +345,11 @@ class Responder:
         if endpoint.port not in self._own_ports:
             return False
         if self._is_wildcard:
-            return endpoint.ip == local.ip or endpoint.ip.is_loopback
+            return endpoint.ip in (local.ip, self._outside(local).ip) or endpoint.ip.is_loopback
         return endpoint in self._own
 
 
-def _is_usable(endpoint: Endpoint) -> bool:
+def is_usable(endpoint: Endpoint) -> bool:
     """Whether a client can have this address: a port, and no multicast, broadcast or unspecified IP."""
     packed = endpoint.ip.packed
     if endpoint.port == 0:

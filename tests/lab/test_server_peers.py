@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import product
+from itertools import permutations, product
 
 import pytest
 
@@ -60,14 +60,6 @@ def said_by_python(lab: Lab, module: str, program: str, *arguments: str) -> str:
     return said_by(lab, sys.executable, "-c", program, *arguments).strip()
 
 
-@pytest.fixture(scope="module", params=[NatKind.OPEN, NatKind.FULL_CONE], ids=lambda kind: kind.value)
-def lab(request: pytest.FixtureRequest, _missing: str | None) -> Iterator[Lab]:
-    if _missing is not None:
-        pytest.skip(_missing)
-    with Lab(Topology(request.param)) as built:
-        yield built
-
-
 @contextmanager
 def stund(lab: Lab, *arguments: str) -> Iterator[Process]:
     """A stund on the public side that has come up."""
@@ -79,6 +71,30 @@ def stund(lab: Lab, *arguments: str) -> Iterator[Process]:
             yield process
         finally:
             process.terminate()
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(NatKind.OPEN, False), (NatKind.FULL_CONE, False), (NatKind.FULL_CONE, True)],
+    ids=["open", "full-cone", "full-cone, two hosts"],
+)
+def lab(
+    request: pytest.FixtureRequest, _missing: str | None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Lab]:
+    if _missing is not None:
+        pytest.skip(_missing)
+    kind, is_two_hosts = request.param
+    with ExitStack() as stack:
+        built = stack.enter_context(Lab(Topology(kind), start_server=not is_two_hosts))
+        if is_two_hosts:
+            key = tmp_path_factory.mktemp("peer") / "peer.key"
+            key.write_text("thirty-two bytes that both have")
+            key.chmod(0o600)
+            for own, other in permutations((str(SERVER.ip), str(ALTERNATE_SERVER.ip))):
+                process = stack.enter_context(stund(built, own, "--peer", other, "--peer-key", str(key)))
+            assert process.stderr is not None
+            assert f"{SERVER.ip}, is there" in process.stderr.readline()
+        yield built
 
 
 def ask(client: socket.socket, data: bytes, destination: Endpoint) -> tuple[Message, Endpoint, bytes]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nattools.endpoint import Endpoint
+from nattools.endpoint import Endpoint, IPAddress
 from nattools.stun.limiter import Limits, Rate
 from nattools.stun.message import MAGIC_COOKIE
-from nattools.stun.responder import DropReason, Reply, Responder
+from nattools.stun.responder import DropReason, Reply, Responder, ServerAddresses
 from tests.property.test_responder import FULL, IPV6, SINGLE, damaged, requests
 
 np = pytest.importorskip("numpy")
@@ -57,8 +57,18 @@ def limiter(rate: Rate) -> BatchLimiter:
     return BatchLimiter(Limits(*(4 * (rate,))), entropy=lambda count: bytes(range(1, count + 1)))
 
 
-def check(responder: Responder, rows: list[Row], rate: Rate | None, *, not_stun_is_odd: bool = False) -> None:
-    """Compare for each socket, with the limiter's state going on from one to the next."""
+def check(
+    responder: Responder,
+    rows: list[Row],
+    rate: Rate | None,
+    *,
+    not_stun_is_odd: bool = False,
+    own: list[IPAddress] | None = None,
+) -> None:
+    """Compare for each socket, with the limiter's state going on from one to the next.
+
+    `own` has what each row was sent to where the socket is bound to the unspecified address.
+    """
     size = 16 if responder.addresses.address.version == 6 else 4
     payload = np.resize(np.frombuffer(PLAIN + bytes(12), np.uint8), (len(rows), ROW_BYTES))  # of before
     replies = np.full((len(rows), 64), 0xEE, np.uint8)
@@ -68,22 +78,26 @@ def check(responder: Responder, rows: list[Row], rate: Rate | None, *, not_stun_
     addresses = np.frombuffer(b"".join(source.ip.packed for _, source in rows), np.uint8).reshape(-1, size)
     numbers = np.array([source.port for _, source in rows], ">u2")
     together, single = (None, None) if rate is None else (limiter(rate), limiter(rate))
-    columns = Columns(payload, lengths, addresses, numbers, replies)
+    packed = None
+    if own is not None:
+        packed = np.frombuffer(b"".join(ip.packed for ip in own), np.uint8).reshape(-1, size)
+    columns = Columns(payload, lengths, addresses, numbers, replies, packed, packed)
     for local in responder.addresses.endpoints:
         batch = BatchResponder(responder, local, columns, together, not_stun_is_odd=not_stun_is_odd)
         found = batch.respond(len(rows), now=1.0)
+        asked_at = [local if own is None else Endpoint(own[row], local.port) for row in range(len(rows))]
         expected: list[Reply | DropReason] = [
-            responder.respond(datagram, source, local)
+            responder.respond(datagram, source, asked)
             if single is None or single.admit_one(source, now=1.0)
             else DropReason.RATE_LIMITED
-            for datagram, source in rows
+            for (datagram, source), asked in zip(rows, asked_at, strict=True)
         ]
         answered = list(range(found.answered)) if found.rows is None else found.rows.tolist()
         sizes = np.broadcast_to(found.sizes, found.answered).tolist()
         assert len(answered) == found.answered
         for place, row in enumerate(answered):
             written = replies[place, : sizes[place]].tobytes()
-            assert Reply(written, local, rows[row][1]) == expected[row]
+            assert Reply(written, asked_at[row], rows[row][1]) == expected[row]
         odd = set(found.odd.tolist())
         assert not odd & set(answered)
         assert all(expected[row] is not DropReason.RATE_LIMITED for row in odd)
@@ -112,6 +126,54 @@ def test_over_ipv4(rows: list[Row], rate: Rate | None, not_stun_is_odd: bool) ->
 @given(st.lists(st.tuples(data, sources_ipv6), min_size=1, max_size=6), st.sampled_from([None, FEW]))
 def test_over_ipv6(rows: list[Row], rate: Rate | None) -> None:
     check(IPV6, rows, rate)
+
+
+own_ipv4 = st.sampled_from([IPv4Address("127.0.0.1"), IPv4Address("198.51.100.1"), CLIENT.ip])
+own_ipv6 = st.sampled_from([IPv6Address(1), IPv6Address("2001:db8::1")])
+
+
+@given(
+    st.lists(st.tuples(data, sources_ipv4, own_ipv4), min_size=1, max_size=6), st.sampled_from([None, FEW])
+)
+@example([(*row, CLIENT.ip) for row in ALL], None)
+@example([(*ALL[0], CLIENT.ip), (*ALL[1], FULL.addresses.address)], None)
+def test_on_a_wildcard_bind_over_ipv4(
+    rows: list[tuple[bytes, Endpoint, IPAddress]], rate: Rate | None
+) -> None:
+    check(
+        Responder(ServerAddresses(IPv4Address(0))), [row[:2] for row in rows], rate, own=[o for *_, o in rows]
+    )
+
+
+@given(
+    st.lists(st.tuples(data, sources_ipv6, own_ipv6), min_size=1, max_size=6), st.sampled_from([None, FEW])
+)
+def test_on_a_wildcard_bind_over_ipv6(
+    rows: list[tuple[bytes, Endpoint, IPAddress]], rate: Rate | None
+) -> None:
+    check(
+        Responder(ServerAddresses(IPv6Address(0))), [row[:2] for row in rows], rate, own=[o for *_, o in rows]
+    )
+
+
+@pytest.mark.parametrize(
+    ("own", "asked"),
+    [("198.51.100.1", "198.51.100.255"), ("0.0.0.0", "198.51.100.1"), ("ff02::1", "ff02::1")],
+    ids=["broadcast", "before it was asked for", "multicast"],
+)
+def test_what_was_sent_to_many_is_odd(own: str, asked: str) -> None:
+    own_ip, asked_ip = ip_address(own), ip_address(asked)
+    source = ip_address("2001:db8::7") if own_ip.version == 6 else CLIENT.ip
+    columns = Columns(
+        *(np.frombuffer(PLAIN + bytes(12), np.uint8).reshape(1, -1), np.full(1, 20, np.uint32)),
+        *(np.frombuffer(source.packed, np.uint8).reshape(1, -1), np.full(1, 40_000, ">u2")),
+        np.zeros((1, 64), np.uint8),
+        *(np.frombuffer(ip.packed, np.uint8).reshape(1, -1) for ip in (own_ip, asked_ip)),
+    )
+    wildcard = Responder(ServerAddresses(ip_address("::" if own_ip.version == 6 else "0.0.0.0")))
+    found = BatchResponder(wildcard, wildcard.addresses.endpoints[0], columns).respond(1, now=1.0)
+    assert found.odd.tolist() == [0]
+    assert not found.answered
 
 
 @given(st.lists(st.tuples(plain, st.builds(Endpoint, st.ip_addresses(v=4, network="203.0.113.0/24"), ports))))

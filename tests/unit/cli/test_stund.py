@@ -240,10 +240,13 @@ def test_a_wrong_command_line_is_one_line(
 def test_help_reads_like_a_manual(capsys: pytest.CaptureFixture[str]) -> None:
     stund.main(["--help"])
     text = capsys.readouterr().out
-    sections = "ONE ADDRESS/TWO ADDRESSES/SIP REFLECTOR/EXAMPLES/SAFETY/OUTPUT/EXIT CODES"
+    sections = "ONE ADDRESS/TWO ADDRESSES/TWO MACHINES/SIP REFLECTOR/EXAMPLES/SETTINGS/SAFETY/OUTPUT/SIGNALS"
+    sections += "/EXIT CODES"
     for section in sections.split("/"):
         assert f"  {section}\n" in text
     options = "--port PORT/--alternate-port PORT/--sip-reflector/--sip-port PORT/-v, --verbose/--version"
+    options += "/--advertise/--peer/--peer-key/--peer-port/--limit/--users/--credentials/--user NAME"
+    options += "/--workers N/--metrics/--log/--config FILE/--check-config"
     for option in (*options.split("/"), "-h, --help"):
         assert option in text
     assert max(map(len, text.splitlines())) <= 80

@@ -52,6 +52,7 @@ def read(
     *,
     local: Endpoint = ANY_PORT,
     rows: int = 8,
+    destinations: bool = False,
     is_closed: bool = False,
 ) -> None:
     """Open a reader, do `act` towards it, and let it read until all is there that is waited for."""
@@ -66,7 +67,9 @@ def read(
 
         listener = UdpListener.open(local, never)
         try:
-            BatchReader(listener, BatchBuffers(ipv6=local.is_ipv6, rows=rows), note)
+            BatchReader(
+                listener, BatchBuffers(ipv6=local.is_ipv6, rows=rows, destinations=destinations), note
+            )
             act(listener.local)
             async with asyncio.timeout(TIME_LIMIT_S):
                 await done.wait()
@@ -175,6 +178,58 @@ def test_ipv6() -> None:
         )
         assert (got[0].data, got[0].source) == (b"hello", Endpoint.of(*sock.getsockname()[:2]))
         assert {sock.recv(100), sock.recv(100)} == {b"one", b"batch"}
+
+
+def test_on_a_wildcard_bind_each_reply_leaves_from_the_address_that_was_asked() -> None:
+    got: list[Datagram] = []
+    asked = [f"127.0.0.{last}" for last in (2, 3, 4, 2, 5)]
+
+    def on_batch(reader: BatchReader, count: int) -> None:
+        buffers = reader.buffers
+        assert buffers.own is not None
+        assert buffers.asked is not None
+        for row in range(count):
+            got.append(reader.datagram(row))
+            assert buffers.own[row].tobytes() == buffers.asked[row].tobytes() == got[-1].local.ip.packed
+        buffers.replies[:count] = buffers.payload[:count, :64]
+        assert reader.reply(count, 1) == count
+        rows = np.arange(count)[::-1]
+        buffers.replies[:count] = buffers.payload[rows, :64]
+        assert reader.reply(count, 2, rows) == count
+
+    with client("127.0.0.9") as sock:
+
+        def act(to: Endpoint) -> None:
+            for ip in asked:
+                sock.sendto(ip[-1:].encode() * 2, (ip, to.port))
+
+        local = Endpoint.of("0.0.0.0", 0)
+        read(act, on_batch, lambda: len(got) == len(asked), local=local, destinations=True)
+        replies = sorted(sock.recvfrom(100) for _ in range(2 * len(asked)))
+        port = got[0].local.port
+    assert [(str(datagram.local.ip), datagram.unicast) for datagram in got] == [(ip, True) for ip in asked]
+    assert replies == sorted((ip[-1:].encode() * size, (ip, port)) for ip in asked for size in (1, 2))
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
+def test_on_a_wildcard_bind_over_ipv6() -> None:
+    got: list[Datagram] = []
+
+    def on_batch(reader: BatchReader, count: int) -> None:
+        got.extend(reader.datagram(row) for row in range(count))
+        reader.buffers.replies[0, :5] = np.frombuffer(b"batch", np.uint8)
+        assert reader.reply(1, 5) == 1
+
+    with client("::1") as sock:
+        read(
+            lambda to: void(sock.sendto(b"hello", ("::1", to.port))),
+            on_batch,
+            lambda: bool(got),
+            local=Endpoint.of("::", 0),
+            destinations=True,
+        )
+        assert sock.recvfrom(100) == (b"batch", ("::1", got[0].local.port, 0, 0))
+    assert (str(got[0].local.ip), got[0].unicast, got[0].truncated) == ("::1", True, False)
 
 
 def test_the_scope_of_a_link_local_source_is_kept() -> None:

@@ -252,3 +252,13 @@ def test_the_answer_about_one_batch_is_not_changed_by_the_next() -> None:
 def test_limits_above_the_load_stop_nothing(made: Made) -> None:
     judge = made(FREE)
     assert judge.count([A] * 2000) == 2000
+
+
+def test_other_limits_hold_at_once_and_everybody_begins_anew(made: Made) -> None:
+    judge = made(replace(FREE, socket=Rate(0.01, 5)))
+    assert judge.count([A] * 10) == 5
+    judge.limiter.become(replace(FREE, socket=Rate(1, 7)))
+    assert judge.count([A] * 10) == 7
+    assert judge.count([A] * 10, START + 2) == 2
+    assert judge.limiter.admitted == 14
+    assert judge.limiter.refused[Level.SOCKET] == 16
