@@ -188,7 +188,9 @@ class StunServer:
             if endpoint not in self._udp:
                 self._listen_udp(endpoint)
         self._more_ports = tuple(self._listen_udp_everywhere(port) for port in self._more_ports)
-        for endpoint in actual.endpoints:
+        asked = (wanted.port, wanted.alternate_port)
+        # those first that were asked for: if they are taken, it is of them that the user must be told
+        for endpoint in sorted(actual.endpoints, key=lambda it: it.port not in asked):
             self._tcp.append(
                 await StreamListener.open(
                     endpoint,
