@@ -18,13 +18,14 @@ from nattools.stun.attributes import (
     PADDING,
     REGISTRY,
     RESPONSE_ORIGIN,
+    RESPONSE_PORT,
     SOURCE_ADDRESS,
     Attribute,
     ChangeRequest,
 )
 from nattools.stun.integrity import with_fingerprint
 from nattools.stun.message import MAGIC_COOKIE, Message, MessageClass, Method
-from nattools.stun.responder import DropReason, Reply, Responder, ServerAddresses
+from nattools.stun.responder import REFLECTOR_PORTS, DropReason, Reply, Responder, ServerAddresses
 
 A1, A2, B1, B2 = (ip_address(text) for text in ("192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8::2"))
 FULL = Responder(ServerAddresses(A1, 3478, A2, 3479))
@@ -34,6 +35,7 @@ WILDCARD = Responder(ServerAddresses(IPv4Address(0)))
 UNKNOWN = Attribute(0xFFFF, b"")  # optional to understand
 
 ports = st.integers(0, 0xFFFF)
+ordinary_ports = st.integers(1, 0xFFFF).filter(lambda port: port not in REFLECTOR_PORTS)
 endpoints = st.builds(Endpoint, st.one_of(st.ip_addresses(v=4), st.sampled_from([A1, A2])), ports)
 endpoints_ipv6 = st.builds(Endpoint, st.one_of(st.ip_addresses(v=6), st.sampled_from([B1, B2])), ports)
 locals_full = st.sampled_from(FULL.addresses.endpoints)
@@ -181,9 +183,18 @@ def test_the_smallest_requests_gain_no_more(
         check(responder, data, source, local, most)
 
 
-@given(requests(), st.integers(1, 0xFFFF), locals_full)
+@given(requests(), ordinary_ports, locals_full)
+@example(lean(RESPONSE_PORT.of(53)).encode(), 50_000, FULL.addresses.endpoints[0])
 def test_a_request_from_an_ordinary_client_is_answered(data: bytes, port: int, local: Endpoint) -> None:
     """Unless it asks for the reply to go where it must not."""
     answer = FULL.respond(data, Endpoint.of("203.0.113.7", port), local)
     allowed = {DropReason.UNUSABLE_ADDRESS, DropReason.THIRD_PARTY, DropReason.WRONG_FINGERPRINT}
+    if any(attribute.type == RESPONSE_PORT.type for attribute in Message.parse(data).attributes):
+        allowed.add(DropReason.REFLECTOR_PORT)
     assert isinstance(answer, Reply) or answer in allowed
+
+
+@given(requests(), st.sampled_from(sorted(REFLECTOR_PORTS)), locals_full)
+def test_a_request_from_the_port_of_a_reflector_is_not(data: bytes, port: int, local: Endpoint) -> None:
+    answer = FULL.respond(data, Endpoint.of("203.0.113.7", port), local)
+    assert answer in {DropReason.REFLECTOR_PORT, DropReason.WRONG_FINGERPRINT}
