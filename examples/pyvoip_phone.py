@@ -14,7 +14,7 @@ from pyVoIP.VoIP.status import PhoneStatus
 import nattools.blocking
 
 # This line. Type checkers do not expect it, and need the comment; others do not.
-pyVoIP.SIP.socket = pyVoIP.RTP.socket = nattools.blocking.SipSockets()  # type: ignore[attr-defined]
+pyVoIP.SIP.socket = pyVoIP.RTP.socket = nattools.blocking.SipSockets()  # type: ignore[attr-defined]  # pyVoIP has no types
 
 
 def repeat(call: VoIPCall) -> None:

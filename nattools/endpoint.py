@@ -35,6 +35,7 @@ class AddressClass(Enum):
 _PRIVATE = tuple(IPv4Network(n) for n in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"))
 _UNIQUE_LOCAL = IPv6Network("fc00::/7")
 _SHARED = IPv4Network("100.64.0.0/10")
+_SITE_BITS = 64  # RFC 6177
 
 
 @lru_cache(maxsize=1024)
@@ -55,6 +56,16 @@ def classify_address(ip: IPAddress) -> AddressClass:
         if holds:
             return address_class
     return AddressClass.RESERVED
+
+
+def site_of(ip: IPAddress) -> IPAddress:
+    """What one customer has at the least: an IPv4 address, or an IPv6 /64, whose first address this is.
+
+    An IPv4-mapped IPv6 address is the IPv4 address in it.
+    """
+    if isinstance(ip, IPv4Address):
+        return ip
+    return ip.ipv4_mapped or IPv6Address(int(ip) >> _SITE_BITS << _SITE_BITS)
 
 
 @dataclass(frozen=True, slots=True, order=False)

@@ -262,6 +262,8 @@ class BindingMachine:
             self._check_at = now
         elif self._observe_at is not None:
             self._observe_at = now
+        else:
+            self._observer.hasten_check(now=now)
         if is_another and self.binding is None:
             self._search_anew(now)
         elif self._since is None:

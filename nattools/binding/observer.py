@@ -181,6 +181,11 @@ class Observer:
         waits_s = [min(rto_s * 2**times, _LONGEST_CHECK_WAIT_S) for times in range(_CHECK_TRANSMISSIONS)]
         self._check = self._probes.ask(Probe(Purpose.CHECK, primary, waits_s, round_), now=now)
 
+    def hasten_check(self, *, now: float) -> None:
+        """Have a check that is under way not wait for its next turn: there may be an answer by now."""
+        if self._check is not None:
+            self._probes.hasten(self._check, now=now)
+
     def try_inbound(self, public: Endpoint, *, now: float) -> None:
         """Have the server send to `public` from its other address. Ends with one `Inbound`.
 

@@ -75,6 +75,7 @@ class Probe:
     topic: object
     attributes: tuple[Attribute, ...] = ()
     began_at: float = 0.0
+    last_at: float = 0.0
     next_at: float = 0.0
     sent: int = 0
     undelivered: int = 0
@@ -143,6 +144,11 @@ class Probes:
         self._send(probe, now)
         return probe
 
+    def hasten(self, probe: Probe, *, now: float) -> None:
+        """Send it once more now, if its first wait has passed since the last time; its schedule stays."""
+        if now - probe.last_at >= probe.waits_s[0]:
+            self._transmit(probe, now)
+
     def stop(self, *purposes: Purpose, destination: Endpoint | None = None) -> None:
         """Send those no more; what comes for them is still known."""
         self._active = [
@@ -193,6 +199,12 @@ class Probes:
         return self._sent.get(data[_ID]) if data[4:8] == MAGIC_COOKIE else None
 
     def _send(self, probe: Probe, now: float) -> None:
+        self._transmit(probe, now)
+        probe.next_at = now + probe.waits_s[probe.sent]
+        probe.sent += 1
+
+    def _transmit(self, probe: Probe, now: float) -> None:
+        probe.last_at = now
         transaction_id = self.entropy(12)
         attributes = probe.attributes or ((OWN_SOFTWARE,) if probe.destination.is_ipv6 else ())
         if attributes:
@@ -201,8 +213,6 @@ class Probes:
             data = _PLAIN_HEAD + transaction_id
         self._remember(transaction_id, probe, now)
         self.touched.add(probe.destination.ip)
-        probe.next_at = now + probe.waits_s[probe.sent]
-        probe.sent += 1
         self.outbox.append(Transmit(data, probe.destination))
 
     def _remember(self, transaction_id: bytes, probe: Probe, now: float) -> None:

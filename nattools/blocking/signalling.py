@@ -13,12 +13,14 @@ import os
 import secrets
 import threading
 import time
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
 from nattools.binding.background import KeptSocket
 from nattools.binding.model import BindingChange, PublicBinding
+from nattools.binding.settling import Settling
 from nattools.blocking.flows import SipFlows
 from nattools.blocking.ports import Call, Ports
 from nattools.endpoint import Endpoint
@@ -32,8 +34,6 @@ from nattools.sip.rewriter import MediaPort, Rewriter, RewriterEvent
 
 _LOG = logging.getLogger(__name__)
 
-SETTLE_S = 0.3
-"""So long after a change the other sockets are waited for: one NAT changes the addresses of all of them."""
 _RTCP_GRACE_S = 1.0
 """So much longer than that of RTP is the binding of RTCP waited for."""
 
@@ -96,9 +96,7 @@ class Signalling:
         self._bindings: dict[KeptSocket, PublicBinding] = {}
         self._media: dict[KeptSocket, tuple[KeptSocket, ...]] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._settling: asyncio.TimerHandle | None = None
-        self._unsettled: set[KeptSocket] = set()
-        self._moved: dict[KeptSocket, Endpoint] = {}
+        self._settling = Settling(self._sockets, self._renew)
         self._watch(kept)
         kept.on_datagram = self._arrived
 
@@ -225,8 +223,7 @@ class Signalling:
             was_at = former.local
             if kept is self._kept:
                 was_at = was_told or former.public
-            self._moved.setdefault(kept, was_at)
-            self._settle(kept)
+            self._settling.changed(kept, was_at)
 
     def _tell_media(self, rtp: KeptSocket) -> None:
         assert self._machines is not None, "what names media has passed"
@@ -242,29 +239,18 @@ class Signalling:
                 if kept in sockets:  # its RTCP
                     self._media[rtp] = (rtp,)
                     self._tell_media(rtp)
-        self._unsettled.discard(kept)
+        self._settling.forget(kept)
         if kept is self._kept:
             self._ports.release_all(kept)
-            for timer in (self._timer, self._settling):
-                if timer is not None:
-                    timer.cancel()
-
-    def _settle(self, changed: KeptSocket) -> None:
-        """Wait for the phone's other sockets, which are behind the same NAT; then tell everybody at once."""
-        if self._settling is None:
-            with self._lock:
-                self._unsettled = {self._kept, *(kept for media in self._media.values() for kept in media)}
-            self._settling = asyncio.get_running_loop().call_later(SETTLE_S, self._renew)
-            for kept in self._unsettled - {changed}:
-                kept.check()
-        self._unsettled.discard(changed)
-        if not self._unsettled:
             self._settling.cancel()
-            self._renew()
+            if self._timer is not None:
+                self._timer.cancel()
 
-    def _renew(self) -> None:
-        self._settling = None
-        moved, self._moved = self._moved, {}
+    def _sockets(self) -> Iterable[KeptSocket]:
+        with self._lock:
+            return (self._kept, *(kept for media in self._media.values() for kept in media))
+
+    def _renew(self, moved: Mapping[KeptSocket, Endpoint]) -> None:
         now = time.monotonic()
         with self._lock:
             assert self._machines is not None, "only what was told can change"

@@ -44,6 +44,7 @@ def stund_command() -> None:
 
 
 def _run(command: str) -> None:
+    _open_what_is_closed()
     try:
         try:
             import_module(f"nattools.cli.{command}").main()
@@ -58,3 +59,15 @@ def _run(command: str) -> None:
         if error.errno != errno.EPIPE:  # else it is who reads that has seen enough
             print(f"{command}: its output cannot be written: {error.strerror}", file=sys.stderr)
         sys.exit(_EXIT_UNWRITABLE)
+
+
+def _open_what_is_closed() -> None:
+    """Where stdin, stdout or stderr is closed (`2>&-`) have it lead nowhere: else a socket would be it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the system takes the lowest number that is free
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  as long as the program runs

@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import click
 
 from nattools import __version__
-from nattools.cli import EXIT_INTERRUPTED, output
+from nattools.cli.log import log_to_stderr
+from nattools.cli.quiet_group import QuietGroup
+from nattools.cli.service import EXIT_CANNOT, EXIT_DONE, EXIT_USAGE, run_service
+from nattools.cli.settings_file import beside, read_settings_file
 from nattools.errors import DecodeError
-from nattools.session.settings import (
-    MOST_FILE_BYTES,
-    EngineName,
-    GateMode,
-    GateSettings,
-    IceHandling,
-    LogForm,
-    PingKind,
-    parse_words,
-)
-
-EXIT_DONE = 0
-EXIT_CANNOT = 1
-EXIT_USAGE = 2
+from nattools.session.settings import EngineName, GateMode, GateSettings, IceHandling, PingKind
+from nattools.words import LogForm
 
 _PATHS_IN_FILE = ("users", "certificate", "key", "status")
 _SQLITE = "sqlite:"
@@ -94,18 +83,8 @@ EXIT CODES
 """
 
 
-class _Group(click.Group):
-    """The service, and the command that looks at it; Ctrl-C ends either quietly."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            sys.exit(EXIT_INTERRUPTED)
-
-
 @click.group(
-    cls=_Group,
+    cls=QuietGroup,
     help=_HELP,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -184,9 +163,9 @@ def command(
     except DecodeError as error:
         raise click.UsageError(str(error)) from error
     # asyncio, SIP and the rest, which who mistypes an option need not wait for
-    from nattools.cli import natgate_log, natgate_serve
+    from nattools.cli import natgate_serve
 
-    natgate_log.log_to_stderr(settings.log, verbose=verbose)
+    log_to_stderr("natgate", settings.log, verbose=verbose)
     if check_config:
         natgate_serve.check_files(settings)
         click.echo(f"the settings are good: {_summary(settings, mode)}")
@@ -211,24 +190,12 @@ def status(socket: str | None, as_json: bool, once: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; whatever goes wrong is one line on stderr and an exit code."""
-    from nattools.cli.natgate_log import forget_what_stderr_refused
-
-    try:
-        command(arguments, prog_name="natgate", standalone_mode=False)
-    except click.ClickException as error:
-        output.warn("natgate", f"{error.format_message()} (natgate --help tells more)")
-        sys.exit(error.exit_code)
-    except DecodeError as error:
-        output.fail("natgate", str(error), status=EXIT_USAGE)
-    except (click.Abort, KeyboardInterrupt):
-        sys.exit(EXIT_INTERRUPTED)
-    finally:
-        forget_what_stderr_refused()
+    run_service("natgate", command, arguments)
 
 
 def _settings(config: Path | None, flags: Mapping[str, object]) -> GateSettings:
     """The settings in the file, and in their place what flags say. Raises `DecodeError`."""
-    words = {} if config is None else dict(_read(config))
+    words = {} if config is None else _read(config)
     said = dict(flags)
     servers = said.pop("stun_servers", None)
     if servers:
@@ -240,29 +207,12 @@ def _settings(config: Path | None, flags: Mapping[str, object]) -> GateSettings:
     )
 
 
-def _read(path: Path) -> Mapping[str, object]:
+def _read(path: Path) -> dict[str, object]:
     """The words of the file, with the paths in it relative to where it is. Raises `DecodeError`."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MOST_FILE_BYTES + 1)
-        if len(data) > MOST_FILE_BYTES:
-            raise DecodeError(f"{path}: over {MOST_FILE_BYTES} bytes, so it is no settings file")
-        words = dict(parse_words(data.decode("utf-8-sig")))  # Windows editors put a mark in front
-        GateSettings.of(words)
-    except FileNotFoundError as error:
-        raise DecodeError(f"{path}: there is no such settings file") from error
-    except UnicodeDecodeError as error:
-        raise DecodeError(f"{path}: not UTF-8, which TOML must be: save it as UTF-8") from error
-    except (OSError, ValueError) as error:  # a path with a zero byte is a ValueError
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise DecodeError(f"{path}: the settings cannot be read: {reason}") from error
-    except DecodeError as error:
-        raise DecodeError(f"{path}: {error}") from error
-    for name, value in words.items():
-        if name in _PATHS_IN_FILE and isinstance(value, str):
-            words[name] = str(path.parent / Path(value).expanduser())
-        elif name == "store" and isinstance(value, str) and value.startswith(_SQLITE):
-            words[name] = _SQLITE + str(path.parent / Path(value.removeprefix(_SQLITE)).expanduser())
+    words = read_settings_file(path, GateSettings.of, paths=_PATHS_IN_FILE)
+    store = words.get("store")
+    if isinstance(store, str) and store.startswith(_SQLITE):
+        words["store"] = _SQLITE + beside(path, store.removeprefix(_SQLITE))
     return words
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from nattools.cli.output import Page
-from nattools.session.controller.journal import printable
 from nattools.session.status import (
     CallStatus,
     GateStatus,
@@ -16,6 +15,7 @@ from nattools.session.status import (
     SideStatus,
     StreamStatus,
 )
+from nattools.words import printable
 
 if TYPE_CHECKING:
     from rich.console import Console

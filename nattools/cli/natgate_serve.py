@@ -6,30 +6,24 @@ import asyncio
 import gc
 import logging
 import os
-import resource
 import signal
-import sys
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any
 
 from nattools import __version__
-from nattools.cli import output
+from nattools.cli.event_loop import allow_many_files, hear_no_more, service_runner
 from nattools.endpoint import AddressClass
 from nattools.errors import DecodeError, LocalAddressError, NatToolsError
 from nattools.net.http_server import HttpServer
 from nattools.net.unix import DocumentSocket
 from nattools.session.controller.status_socket import open_status_socket, usual_paths
 from nattools.session.controller.users_file import read_users
-from nattools.session.controller.wires import tls_contexts
+from nattools.session.controller.wires import certificate_of
 from nattools.session.flows import Listener
 from nattools.session.server import SessionServer
-from nattools.session.settings import EngineName, GateMode, GateSettings, LogForm
+from nattools.session.settings import EngineName, GateMode, GateSettings
 from nattools.session.status import GateStatus
-
-EXIT_CANNOT = 1
-EXIT_USAGE = 2
 
 _MOMENT_S = 0.05
 _NEVER = 1_000_000_000
@@ -44,35 +38,27 @@ _log = logging.getLogger("nattools.natgate")
 
 
 def run(settings: GateSettings) -> None:
-    """Serve until a signal ends it; what keeps it from that is one line on stderr and the end."""
-    _allow_many_files()
-    try:
-        with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:  # Proactor has no add_reader
-            runner.run(_serve(settings))
-    except NatToolsError as error:
-        if settings.log is LogForm.JSON:
-            _log.critical("%s", error)
-        else:
-            output.warn("natgate", str(error))
-        sys.exit(EXIT_USAGE if isinstance(error, DecodeError) else EXIT_CANNOT)
+    """Serve until a signal ends it. Raises `NatToolsError` for what keeps it from that."""
+    allow_many_files()  # each stream has four sockets
+    with service_runner() as runner:
+        runner.run(_serve(settings))
 
 
 def check_files(settings: GateSettings) -> None:
     """See whether the files that settings name are what they should be. Raises `DecodeError`."""
     if settings.users is not None:
         read_users(settings.users)
-    tls_contexts(settings)
+    certificate_of(settings)
 
 
 async def _serve(settings: GateSettings) -> None:
-    loop = asyncio.get_running_loop()
-    loop.set_exception_handler(_on_loop_error)
-    signals = _Signals(loop)
+    signals = _Signals(asyncio.get_running_loop())
     async with await SessionServer.start(settings) as server, _tellers(settings, server), _no_pauses(server):
         signals.on_hangup = lambda: _reload(settings, server)
         _log.info("%s", start_line(settings, server.listeners))
         await signals.ended()
         await _drain(settings, server, signals)
+        hear_no_more()
     _log.info("stopped")
 
 
@@ -232,14 +218,3 @@ def _limits(settings: GateSettings, listeners: Iterable[Listener]) -> Iterable[s
         yield "no TLS without --certificate and --key"
     if settings.store == "memory":
         yield "registrations end with the process, unless --store keeps them"
-
-
-def _allow_many_files() -> None:
-    """Each stream has four sockets, and the soft limit of most systems is 1024."""
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _on_loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """In one line what asyncio reports with a traceback, such as a lack of file descriptors."""
-    _log.error("%s: %s", context["message"], context.get("exception") or "no more is known")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
-from typing import Any
 
 import click
 
 from nattools import __version__
-from nattools.cli import EXIT_INTERRUPTED, natmap_text, output
+from nattools.cli import natmap_text, output
 from nattools.cli.natmap_keep import keep_until_stopped
 from nattools.cli.natmap_options import (
     EXIT_DONE,
@@ -25,6 +23,7 @@ from nattools.cli.natmap_options import (
     exit_status,
 )
 from nattools.cli.natmap_table import Row, rows
+from nattools.cli.quiet_group import QuietGroup
 from nattools.endpoint import Endpoint, IPAddress, TransportProtocol
 from nattools.errors import (
     MappingError,
@@ -76,17 +75,7 @@ router, the next natmap status, ip or add removes.
 """
 
 
-class _Group(click.Group):
-    """The commands; Ctrl-C ends each of them quietly, and click would say "Aborted!"."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            sys.exit(EXIT_INTERRUPTED)
-
-
-@click.group(cls=_Group, help=_HELP, context_settings=_HELP_OPTIONS, invoke_without_command=True)
+@click.group(cls=QuietGroup, help=_HELP, context_settings=_HELP_OPTIONS, invoke_without_command=True)
 @click.version_option(__version__, prog_name="natmap")
 @click.pass_context
 def main(context: click.Context) -> None:

@@ -1,39 +1,38 @@
-"""`stund`: a STUN server for one address, or for two and NAT behaviour tests."""
+"""`stund`: a STUN server for one address of each family, or for two and NAT behaviour tests."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
 
 from nattools import __version__
-from nattools.cli.stund_log import forget_what_stderr_refused, log_to_stderr
-from nattools.cli.stund_serve import Users, identity_of, link_of, run
-from nattools.errors import DecodeError, TransportError
+from nattools.cli.log import log_to_stderr
+from nattools.cli.service import EXIT_CANNOT, EXIT_DONE, EXIT_USAGE, run_service
+from nattools.cli.settings_file import read_settings_file
+from nattools.cli.stund_equipment import Equipment
+from nattools.cli.stund_serve import run
+from nattools.errors import DecodeError
 from nattools.stun.responder import DEFAULT_ALTERNATE_PORT, DEFAULT_PORT
 from nattools.stun.settings import (
     DEFAULT_PEER_PORT,
     DEFAULT_SIP_PORT,
     LEVELS,
-    MOST_FILE_BYTES,
     CredentialKind,
-    LogForm,
     StundSettings,
     parse_limit,
-    parse_words,
 )
+from nattools.stun.uri import TLS_PORT
+from nattools.words import LogForm
 
-EXIT_DONE = 0
-EXIT_CANNOT = 1
-EXIT_USAGE = 2
+_PATHS_IN_FILE = ("users", "peer_key", "certificate", "key")
 
-_HELP = f"""Serve STUN on ADDRESS, by default on every IPv4 address of this machine.
+_HELP = f"""Serve STUN on each ADDRESS, by default on every IPv4 and IPv6 address of this machine.
 
 A STUN server tells a client from which public address and port its datagrams arrive, and so what its
 NAT has made of them. stund speaks RFC 8489, RFC 5780 and the older RFC 3489 that many phones still use,
-over UDP and TCP. It answers from the address that was asked.
+over UDP and TCP, and with a certificate over TLS. It answers from the address that was asked.
 
 \b
 ONE ADDRESS
@@ -43,20 +42,28 @@ ONE ADDRESS
 
 \b
 TWO ADDRESSES
-  Both must be addresses of this machine, and clients must reach both. stund
-  then has four sockets, ADDRESS and ALTERNATE with --port and
-  --alternate-port, and clients can run every test of RFC 5780 and RFC 3489.
+  of one family must both be this machine's, and clients must reach both.
+  stund then has four sockets, each address with --port and --alternate-port,
+  and clients can run every test of RFC 5780 and RFC 3489.
 
 \b
 TWO MACHINES
   with one address each do the same: run stund on each with --peer, the
   other's address, and --peer-key, a file with the same secret on both. While
-  the other is away each serves as one address does.
+  the other is away each serves as one address does. For both families give
+  --peer twice.
 
 \b
 ADDRESSES
-  are given as numbers; names are not looked up. IPv6 works (stund ::). For
-  both families run one stund for each.
+  are given as numbers; names are not looked up. One or two of each family
+  can be given, IPv4 and IPv6 side by side. Ports are the same for all.
+
+\b
+TLS
+  With --certificate and --key stund serves TLS on --tls-port of each address,
+  and on its other TCP ports to clients that begin with it. With
+  --shared-secrets anybody gets a password there that is good for ten minutes
+  and for the own IP address, to seal requests and replies (RFC 3489).
 
 \b
 SIP REFLECTOR
@@ -68,8 +75,10 @@ SIP REFLECTOR
 
 \b
 EXAMPLES
-  stund                            every IPv4 address, port 3478
+  stund                            every address, port 3478
+  stund 0.0.0.0                    every IPv4 address
   stund 192.0.2.1 192.0.2.2        NAT behaviour tests, ports 3478 and 3479
+  stund 192.0.2.1 2001:db8::1      one address of each family
   stund --port 19302 2001:db8::1   one IPv6 address, another port
   stund -v 127.0.0.1 127.0.0.2     try it out; every request is logged
   stund --sip-reflector 192.0.2.1  STUN and reflected SIP, ports 3478 and 5060
@@ -87,9 +96,10 @@ SAFETY
   What is no request is never answered. A reply goes to the IP address that
   asked and to no other, so a RESPONSE-ADDRESS elsewhere gets nothing. Over
   UDP it has at most 2.8 times the bytes of the request, but for the PADDING
-  that a user of --users has asked for.
+  that a user of --users or with a shared secret has asked for.
   Each socket of a client is answered 20 times a second (40 at once), each
   address and network a multiple of that; nobody is banned. --limit sets it.
+  Each address may have 32 connections, and open 32 a second, of 256 in all.
   With --users CHANGE-REQUEST, RESPONSE-PORT and PADDING are for users only;
   what a plain request is answered needs no password.
   A reflected SIP request gets at most 2.8 times its bytes; of those, each
@@ -104,7 +114,7 @@ OUTPUT
 \b
 SIGNALS
   SIGTERM, SIGINT  stop
-  SIGHUP           reads limits and users again; nothing is lost
+  SIGHUP           reads limits, users and certificate again; nothing is lost
 
 \b
 EXIT CODES
@@ -115,8 +125,7 @@ EXIT CODES
 
 
 @click.command(help=_HELP, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("address", required=False)
-@click.argument("alternate", required=False)
+@click.argument("addresses", metavar="[ADDRESS]...", nargs=-1)
 @click.option(
     "--port",
     metavar="PORT",
@@ -127,7 +136,7 @@ EXIT CODES
     "--alternate-port",
     metavar="PORT",
     type=click.IntRange(0, 65535),
-    help=f"The second port: {DEFAULT_ALTERNATE_PORT} with two addresses; with one, none unless given.",
+    help=f"The second port: {DEFAULT_ALTERNATE_PORT} with two addresses or a peer, else none unless given.",
 )
 @click.option(
     "--sip-reflector",
@@ -151,8 +160,10 @@ EXIT CODES
 )
 @click.option(
     "--peer",
+    "peers",
     metavar="ADDRESS",
-    help="Another machine with stund, whose address is the alternate one.",
+    multiple=True,
+    help="Another machine with stund, whose address is the alternate one; one of each family.",
 )
 @click.option("--peer-key", metavar="FILE", help="A file with a secret that both machines have.")
 @click.option(
@@ -160,6 +171,20 @@ EXIT CODES
     metavar="PORT",
     type=click.IntRange(1, 65535),
     help=f"The UDP port over which the two talk.  [default: {DEFAULT_PEER_PORT}]",
+)
+@click.option("--certificate", metavar="FILE", help="The certificate for TLS, with its chain (PEM).")
+@click.option("--key", metavar="FILE", help="Its private key (PEM).")
+@click.option(
+    "--tls-port",
+    metavar="PORT",
+    type=click.IntRange(1, 65535),
+    help=f"The TCP port for TLS on each address.  [default: {TLS_PORT}]",
+)
+@click.option(
+    "--shared-secrets",
+    is_flag=True,
+    default=None,
+    help="Hand out short-lived passwords over TLS, as RFC 3489 has it.",
 )
 @click.option(
     "--limit",
@@ -179,7 +204,9 @@ EXIT CODES
     "--workers", metavar="N", type=click.IntRange(1), help="How many processes serve (Linux).  [default: 1]"
 )
 @click.option(
-    "--metrics", metavar="ADDRESS:PORT", help="Serve /metrics and /health there.  [default: nowhere]"
+    "--metrics",
+    metavar="ADDRESS:PORT",
+    help="Serve /metrics, /health and /live there by HTTP.  [default: nowhere]",
 )
 @click.option(
     "--log", metavar="FORM", help=f"How lines are written: {' or '.join(LogForm)}.  [default: text]"
@@ -194,68 +221,32 @@ def command(*, config: str | None, check_config: bool, verbose: bool, **flags: o
     path = None if config is None else Path(config)
     try:
         settings = _settings(path, said)
-        log_to_stderr(settings.log, verbose=verbose)
-        users = None if settings.users is None else Users(settings)
-        link = link_of(settings)
-        identity = identity_of(settings)
+        log_to_stderr("stund", settings.log, verbose=verbose)
+        equipment = Equipment.of(settings)
         if check_config:
-            click.echo(f"the settings are good: {', '.join(map(str, settings.addresses.endpoints))}")
+            sockets = [str(endpoint) for family in settings.families for endpoint in family.endpoints]
+            tls = "" if settings.tls_port is None else f"; TLS on port {settings.tls_port} of each address"
+            click.echo(f"the settings are good: {', '.join(sockets)}{tls}")
         else:
-            run(settings, users, link, identity, lambda: _settings(path, said))
+            run(settings, equipment, lambda: _settings(path, said))
     except DecodeError as error:
         raise click.UsageError(str(error)) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; whatever goes wrong is one line on stderr and an exit code."""
-    try:
-        command(arguments, prog_name="stund", standalone_mode=False)
-    except click.ClickException as error:
-        click.echo(f"stund: {error.format_message()} (stund --help tells more)", err=True)
-        sys.exit(error.exit_code)
-    except TransportError as error:
-        click.echo(f"stund: {error}", err=True)
-        sys.exit(EXIT_CANNOT)
-    except (click.Abort, KeyboardInterrupt):  # SIGINT so early that nothing was served yet
-        sys.exit(EXIT_DONE)
-    finally:
-        forget_what_stderr_refused()
+    run_service("stund", command, arguments)
 
 
 def _settings(config: Path | None, flags: Mapping[str, object]) -> StundSettings:
     """The settings in the file, and in their place what flags say. Raises `DecodeError`."""
-    words = {} if config is None else _read(config)
+    words = {} if config is None else read_settings_file(config, StundSettings.of, paths=_PATHS_IN_FILE)
     said = dict(flags)
     limits = said.pop("limits", None)
     if isinstance(limits, tuple):  # each level for itself
         of_file = words.get("limits")
         said["limits"] = (of_file if isinstance(of_file, dict) else {}) | dict(map(parse_limit, limits))
     return StundSettings.of(words | said)
-
-
-def _read(path: Path) -> dict[str, object]:
-    """The words of the file, with the paths in it relative to where it is. Raises `DecodeError`."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MOST_FILE_BYTES + 1)
-        if len(data) > MOST_FILE_BYTES:
-            raise DecodeError(f"over {MOST_FILE_BYTES} bytes, so it is no settings file")
-        words = dict(parse_words(data.decode("utf-8-sig")))  # Windows editors put a mark in front
-        StundSettings.of(words)
-    except FileNotFoundError as error:
-        raise DecodeError(f"{path}: there is no such settings file") from error
-    except UnicodeDecodeError as error:
-        raise DecodeError(f"{path}: not UTF-8, which TOML must be: save it as UTF-8") from error
-    except (OSError, ValueError) as error:  # a path with a zero byte is a ValueError
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise DecodeError(f"{path}: the settings cannot be read: {reason}") from error
-    except DecodeError as error:
-        raise DecodeError(f"{path}: {error}") from error
-    for name in ("users", "peer_key"):
-        file_name = words.get(name)
-        if isinstance(file_name, str) and file_name:
-            words[name] = str(path.parent / Path(file_name).expanduser())
-    return words
 
 
 if __name__ == "__main__":

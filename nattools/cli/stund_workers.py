@@ -15,13 +15,11 @@ import os
 import signal
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from nattools.errors import TransportError
-from nattools.stun.responder import DropReason
-from nattools.stun.server import summary
+from nattools.stun.counts import CELLS, Counts
 
 STOP_SECONDS = 5.0
 """A worker that has not stopped by then is killed."""
@@ -29,6 +27,7 @@ STOP_SECONDS = 5.0
 _SHORT_LIFE_S = 1.0
 _FIRST_DELAY_S = 0.1  # before the next life of a worker whose last was short; doubled each time
 _LONGEST_DELAY_S = 5.0
+_CELL_BYTES = 8
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 _log = logging.getLogger("nattools.stund")
@@ -42,39 +41,37 @@ class Tally:
     """What all workers did together, in memory that they share; what a dead one did stays in it."""
 
     def __init__(self, workers: int) -> None:
-        self._columns = 1 + len(DropReason)
-        self._cells = memoryview(mmap.mmap(-1, 8 * (workers * self._columns + 1))).cast("q")
+        cells = memoryview(mmap.mmap(-1, _CELL_BYTES * (workers * (CELLS + 1) + 1))).cast("q")
+        self._rows = [cells[start : start + CELLS] for start in range(0, workers * CELLS, CELLS)]
+        self._is_serving = cells[workers * CELLS : -1]
+        self._restarts = cells[-1:]
 
     @property
-    def answered(self) -> int:
-        """How many requests were answered."""
-        return self._sum(0)
+    def counts(self) -> Counts:
+        """What was done so far."""
+        return Counts.total(self._rows)
 
     @property
-    def dropped(self) -> Counter[DropReason]:
-        """How many datagrams and connections were not, by reason."""
-        sums = {reason: self._sum(column) for column, reason in enumerate(DropReason, start=1)}
-        return Counter({reason: count for reason, count in sums.items() if count})
+    def serving(self) -> int:
+        """How many workers serve now."""
+        return sum(self._is_serving)
 
     @property
     def restarts(self) -> int:
         """How often a worker had died and was started again."""
-        return self._cells[-1]
-
-    def summary(self) -> str:
-        """What was done so far, in one line."""
-        return summary(self.answered, self.dropped)
+        return self._restarts[0]
 
     def count_restart(self) -> None:
         """One more; only the supervisor counts."""
-        self._cells[-1] += 1
+        self._restarts[0] += 1
+
+    def set_serving(self, worker: int, *, is_serving: bool) -> None:
+        """Whether a worker serves now; only the supervisor says so."""
+        self._is_serving[worker] = is_serving
 
     def row(self, worker: int) -> memoryview:
         """The numbers of one worker, which only that one writes."""
-        return self._cells[worker * self._columns : (worker + 1) * self._columns]
-
-    def _sum(self, column: int) -> int:
-        return sum(self._cells[column : len(self._cells) - 1 : self._columns])
+        return self._rows[worker]
 
 
 class Worker:
@@ -85,8 +82,8 @@ class Worker:
         """From 0 on; the same in its next life."""
         self.tally = tally
         """What all of them did."""
-        self._row = tally.row(number)
-        self._before = self._row.tolist()
+        self.counts = Counts(tally.row(number))
+        """For this one to count in."""
         self._lifeline = lifeline
         self._ready = ready
 
@@ -94,12 +91,6 @@ class Worker:
         """Say that this one serves."""
         with suppress(BrokenPipeError):  # the supervisor has died
             os.write(self._ready, bytes((self.number,)))
-
-    def note(self, answered: int, dropped: Counter[DropReason]) -> None:
-        """Put into the tally what this process did so far. Do so every second or so, and at the end."""
-        counts = (answered, *(dropped[reason] for reason in DropReason))
-        for column, (before, count) in enumerate(zip(self._before, counts, strict=True)):
-            self._row[column] = before + count
 
     def watch(self, on_gone: Callable[[], None]) -> None:
         """Have the running loop call `on_gone`, once, when the supervisor has died."""
@@ -112,23 +103,37 @@ class Worker:
         loop.add_reader(self._lifeline, gone)
 
 
-def run_workers(count: int, serve: Callable[[Worker], None], *, on_up: Callable[[], None]) -> Tally:
+def run_workers(
+    count: int,
+    serve: Callable[[Worker], None],
+    *,
+    on_up: Callable[[], None],
+    on_hangup: Callable[[], bool],
+) -> Tally:
     """Run `serve` in `count` processes until SIGTERM or SIGINT stops them all; they must obey these, too.
 
     Each calls `Worker.up` when it serves; after the last `on_up` is called here, once. From then on a worker
     that ends is started again, at once, or if it lived for less than a second ever later, up to 5 s. SIGHUP
-    is passed on to all. No event loop may be running, nor any thread.
+    calls `on_hangup` here, and is passed on to all where that is true. Once all have ended no signal changes
+    anything any more: whoever calls this ends, too. No event loop may be running, nor any thread.
     Raises `WorkersError` where the system has no such workers, and where one ends before all are up.
     """
     if sys.platform != "linux":
         raise WorkersError("several workers need Linux, which shares clients out among them; leave it at one")
-    return _Supervisor(count, serve, on_up).run()
+    return _Supervisor(count, serve, on_up, on_hangup).run()
 
 
 class _Supervisor:
-    def __init__(self, count: int, serve: Callable[[Worker], None], on_up: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        count: int,
+        serve: Callable[[Worker], None],
+        on_up: Callable[[], None],
+        on_hangup: Callable[[], bool],
+    ) -> None:
         self._serve = serve
         self._on_up = on_up
+        self._on_hangup = on_hangup
         self._tally = Tally(count)
         self._not_up = set(range(count))
         self._is_complete = False
@@ -158,11 +163,8 @@ class _Supervisor:
             self._signal(signal.SIGKILL)  # only where something went wrong here is any left
             for process in self._numbers:
                 os.waitpid(process, 0)
-            while signal.sigtimedwait(self._signals, 0) is not None:
-                pass  # what the workers still said, and who was impatient
             for end in (self._lifeline, self._lifeline_end, self._ready, self._ready_end):
                 os.close(end)
-            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         return self._tally
 
     def _seconds_to_wait(self) -> float:
@@ -174,7 +176,7 @@ class _Supervisor:
     def _take(self, received: signal.struct_siginfo | None) -> None:
         if received is not None and received.si_signo in _STOPPING:
             self._stop()
-        elif received is not None and received.si_signo == signal.SIGHUP:
+        elif received is not None and received.si_signo == signal.SIGHUP and self._on_hangup():
             self._signal(signal.SIGHUP)
         if self._kill_at is not None and time.monotonic() >= self._kill_at:
             self._signal(signal.SIGKILL)
@@ -195,7 +197,9 @@ class _Supervisor:
     def _welcome(self) -> None:
         """See which workers have come up since the last time."""
         with suppress(BlockingIOError):
-            self._not_up.difference_update(os.read(self._ready, 4096))
+            for number in os.read(self._ready, 4096):
+                self._not_up.discard(number)
+                self._tally.set_serving(number, is_serving=True)
         if not self._not_up and not self._is_complete and not self._is_stopping:
             self._is_complete = True
             self._on_up()
@@ -204,7 +208,10 @@ class _Supervisor:
         """See which workers have died, and when they are to be started again."""
         for process, status in _dead():
             number = self._numbers.pop(process, None)
-            if number is None or self._is_stopping:
+            if number is None:
+                continue
+            self._tally.set_serving(number, is_serving=False)
+            if self._is_stopping:
                 continue
             end = _end(status)
             if not self._is_complete:
@@ -250,7 +257,7 @@ class _Supervisor:
         except BaseException as error:  # noqa: BLE001 - whatever it is: one line, and another life
             _log.error("worker %d: %s: %s", number + 1, type(error).__name__, error)
         finally:
-            with suppress(OSError, ValueError):
+            with suppress(AttributeError, OSError, ValueError):  # Python has None for a stderr that is closed
                 sys.stderr.flush()
             os._exit(code)  # what the supervisor has open is not this one's to tidy up
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from nattools.endpoint import Endpoint
 
-_SERVER_SECONDS = 5.0
+_SERVER_SECONDS = 30.0  # of a busy machine; one that ends before is noticed at once
 _CLOSE_SECONDS = 5.0
 _POLL_SECONDS = 0.005
 _PACKAGES = {"ip": "iproute2", "nft": "nftables", "miniupnpd": "miniupnpd-nftables"}
@@ -194,7 +194,7 @@ class Lab:
     def wait_until_bound(self, process: Process, endpoints: Iterable[Endpoint], *, tcp: bool = False) -> None:
         """Wait until a server on the public side has sockets on all the endpoints.
 
-        Raises `LabError` when its process ends instead, or has not bound them all after 5 seconds.
+        Raises `LabError` when its process ends instead, or has not bound them all after 30 seconds.
         """
         wanted = {endpoint: _local_addresses(endpoint) for endpoint in endpoints}
         deadline = time.monotonic() + _SERVER_SECONDS

@@ -27,11 +27,14 @@ from nattools.net.udp import endpoint_of
 MOST_DATAGRAMS = 256
 """So many are received in one call, at the most."""
 
-REPLY_BYTES = 64
+REPLY_BYTES = 128
 """So long is a reply that is sent in a batch, at the most."""
 
 BATCHES_PER_WAKEUP = 4
 """After so many that were not small the other sockets have their turn."""
+
+BATCHES_KEPT = 256
+"""After so many the memory that long datagrams have taken is given back; that takes 0.1 ms."""
 
 _WHOLE_DATAGRAM_BYTES = 0x1_0000
 _LIKELY_MORE = 0.5  # of a batch: while that was answered more has come, and asking is cheaper than a wakeup
@@ -127,18 +130,20 @@ class BatchBuffers:
     """Room for a batch of datagrams of one family, and for as many replies; all sockets of a loop share it.
 
     Every array has a row for each datagram. The rows hold whatever UDP carries, so nothing is cut off;
-    memory is taken only as far as datagrams reach, 16 MiB at the most.
+    memory is taken only as far as datagrams reach, 16 MiB at the most, and given back now and then.
     """
 
     def __init__(self, *, ipv6: bool, rows: int = MOST_DATAGRAMS, destinations: bool = False) -> None:
         """With `destinations` for sockets that are bound to the unspecified address, and for no others."""
         row_bytes = _WHOLE_DATAGRAM_BYTES + _CACHE_LINE_BYTES
-        memory = mmap.mmap(-1, rows * row_bytes)
+        memory = mmap.mmap(-1, rows * row_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_NOHUGEPAGE"):
             with suppress(
                 OSError
             ):  # a kernel without huge pages; with them, a row's first byte could take 2 MiB
                 memory.madvise(mmap.MADV_NOHUGEPAGE)
+        self._memory = memory
+        self._received = 0
         self.rows = rows
         self.payload = np.frombuffer(memory, np.uint8).reshape(rows, row_bytes)
         """The datagrams; after `lengths` bytes a row has what an earlier one left there."""
@@ -193,6 +198,10 @@ class BatchBuffers:
         assert _LIBRARY is not None
         if self.own is not None:
             self._control_bytes[:] = _CONTROL_BYTES  # the kernel has written there how much it used
+        self._received += 1
+        if self._received % BATCHES_KEPT == 0:
+            with suppress(OSError):  # where all memory is locked
+                self._memory.madvise(mmap.MADV_DONTNEED)  # the batch before is done with
         count: int = _LIBRARY.recvmmsg(
             sock.fileno(), self._incoming_place, self.rows, socket.MSG_DONTWAIT, None
         )

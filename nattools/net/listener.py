@@ -25,7 +25,10 @@ _MOST_DATAGRAM_BYTES = 0xFFFF
 _ANCILLARY_BYTES = 64
 _BACKLOG = 128
 _ACCEPTED_PER_WAKEUP = 16
+_OUT_OF_MEANS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _REST_S = 1.0  # after the system had no file for one more connection
+_SO_MEMINFO = 55  # <asm-generic/socket.h>: absent from the socket module
+_MEMORY_INFO = struct.Struct("=9I")  # <linux/sock_diag.h>: the last is what was dropped
 
 SocketAddress = tuple[str, int] | tuple[str, int, int, int]
 """A peer as the socket module names it; unlike an `Endpoint` it knows the scope of fe80::."""
@@ -85,6 +88,21 @@ class UdpListener:
     def knows_destinations(self) -> bool:
         """Whether `Datagram.local` is true, and replies leave from it; some systems cannot on a wildcard."""
         return self._packet_info is not None or not self.local.ip.is_unspecified
+
+    @property
+    def overrun(self) -> int:
+        """How many datagrams the system has dropped since the socket had no room for them.
+
+        Few others, with a wrong checksum, are among them. 0 where the system does not tell, as only Linux
+        does, and once the listener is closed.
+        """
+        if sys.platform != "linux":
+            return 0
+        try:
+            told = self._socket.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMORY_INFO.size)
+        except OSError:
+            return 0
+        return int(_MEMORY_INFO.unpack(told)[-1]) if len(told) == _MEMORY_INFO.size else 0
 
     def send(self, data: bytes, address: SocketAddress, *, source: IPAddress) -> bool:
         """Send one datagram; on a wildcard bind it leaves from `source`.
@@ -149,6 +167,16 @@ class UdpListener:
         return Datagram(data, endpoint_of(address), local, address, unicast, truncated)
 
 
+def has_address(ip: IPAddress) -> bool:
+    """Whether this machine has the address now, so that a socket can be bound there."""
+    try:
+        _bind(Endpoint(ip, 0), socket.SOCK_DGRAM).close()
+    except LocalAddressError as error:
+        cause = error.__cause__
+        return isinstance(cause, OSError) and cause.errno in _OUT_OF_MEANS
+    return True
+
+
 class StreamListener:
     """One listening TCP socket. Make it with `StreamListener.open`, end it with `close`."""
 
@@ -158,15 +186,12 @@ class StreamListener:
         """Where it listens; the address may be the unspecified one."""
 
     @classmethod
-    async def open(
-        cls, local: Endpoint, on_connection: OnConnection, *, limit_bytes: int, reuse_port: bool = False
-    ) -> StreamListener:
+    async def open(cls, local: Endpoint, on_connection: OnConnection, *, limit_bytes: int) -> StreamListener:
         """Listen at `local` and run `on_connection` for each connection, reading ahead about `limit_bytes`.
 
-        `reuse_port` is as for `UdpListener.open`.
         Raises `LocalAddressError`, with the reason and what can be done, where the address cannot be had.
         """
-        sock = _bind(local, socket.SOCK_STREAM, reuse_port=reuse_port)
+        sock = _bind(local, socket.SOCK_STREAM)
         try:
             # asyncio accepts `backlog` times at each wakeup, and out of files complains as often
             server = await asyncio.start_server(on_connection, sock=sock, limit=limit_bytes, backlog=1)
@@ -196,12 +221,13 @@ class Acceptor:
         """Where it listens; the address may be the unspecified one."""
 
     @classmethod
-    def open(cls, local: Endpoint, on_accepted: OnAccepted) -> Acceptor:
+    def open(cls, local: Endpoint, on_accepted: OnAccepted, *, reuse_port: bool = False) -> Acceptor:
         """Listen at `local` (port 0: any free one); `on_accepted` gets a socket, which is its own then.
 
+        `reuse_port` is as for `UdpListener.open`.
         Raises `LocalAddressError`, with the reason and what can be done, where the address cannot be had.
         """
-        sock = _bind(local, socket.SOCK_STREAM)
+        sock = _bind(local, socket.SOCK_STREAM, reuse_port=reuse_port)
         try:
             sock.listen(_BACKLOG)
         except OSError as error:
@@ -229,7 +255,7 @@ class Acceptor:
             except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                if error.errno in _OUT_OF_MEANS:
                     self._loop.remove_reader(self._socket)
                     self._rest = self._loop.call_later(_REST_S, self._wake)
                     return

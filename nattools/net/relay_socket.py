@@ -1,4 +1,4 @@
-"""UDP sockets of a relay: two ports in a row, and hundreds of sockets watched as one."""
+"""UDP sockets of a relay: two ports in a row, how many hops packets have left, hundreds watched as one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import errno
 import select
 import socket
+import sys
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -20,6 +21,9 @@ MOST_READY = 256
 
 _RECEIVE_BUFFER_BYTES = 1 << 20
 _SEND_BUFFER_BYTES = 1 << 20
+_IP_RECVTTL = {"linux": 12, "darwin": 24}.get(sys.platform)  # which the socket module does not name
+_HOPS_SPACE_BYTES = 64
+_HOP_LEVELS = (socket.IPPROTO_IP, socket.IPPROTO_IPV6)
 
 
 def open_port_pair(address: IPAddress, even_port: int) -> tuple[socket.socket, socket.socket] | None:
@@ -40,6 +44,7 @@ def open_port_pair(address: IPAddress, even_port: int) -> tuple[socket.socket, s
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
             if address.version == 6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            _ask_for_hops(sock)
             sock.bind(socket_address(Endpoint(address, port)))
     except OSError as error:
         for sock in opened:
@@ -55,6 +60,38 @@ def open_port_pair(address: IPAddress, even_port: int) -> tuple[socket.socket, s
             f"cannot relay at {address}, UDP ports {even_port} and {even_port + 1}: {reason}{hint}"
         ) from error
     return opened[0], opened[1]
+
+
+def receive_with_hops(
+    sock: socket.socket, buffer: bytearray
+) -> tuple[int, tuple[str, int] | tuple[str, int, int, int], int | None]:
+    """Receive a datagram of one of a pair's sockets: its length, where from, and its hops left.
+
+    These are the TTL of IPv4, the hop limit of IPv6; None where this system does not tell. Raises `OSError`.
+    """
+    if not hasattr(sock, "recvmsg_into"):
+        return *sock.recvfrom_into(buffer), None
+    length, ancillary, _flags, source = sock.recvmsg_into([buffer], _HOPS_SPACE_BYTES)
+    for level, _kind, data in ancillary:
+        if level in _HOP_LEVELS:
+            return length, source, int.from_bytes(data, sys.byteorder)
+    return length, source, None
+
+
+def send_with_hops(sock: socket.socket, hops: int) -> None:
+    """Give what is sent from now on so many hops, 1 to 255. Raises `OSError`."""
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, hops)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, hops)
+
+
+def _ask_for_hops(sock: socket.socket) -> None:
+    if sock.family == socket.AF_INET6:
+        if hasattr(socket, "IPV6_RECVHOPLIMIT"):
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, 1)
+    elif _IP_RECVTTL is not None:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_RECVTTL, 1)
 
 
 class SocketWatch(Generic[OwnerT]):

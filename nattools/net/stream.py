@@ -24,6 +24,7 @@ MOST_FRAME_BYTES = 1 << 17
 """A peer that announces more than this is cut off; what is held back for an unfinished frame stays below."""
 
 _CLOSE_TIMEOUT_S = 1.0
+_HANDSHAKE_TIMEOUT_S = 10.0
 
 
 class StreamConnection(asyncio.Protocol):
@@ -109,7 +110,6 @@ class StreamConnection(asyncio.Protocol):
         frame_size: FrameSize,
         on_frame: OnFrame,
         on_lost: OnLost,
-        handshake_timeout_s: float = 10.0,
         ssl_context: ssl.SSLContext | None = None,
     ) -> StreamConnection:
         """Serve a connection that a listening socket gave; with an `ssl_context` it is TLS.
@@ -117,14 +117,15 @@ class StreamConnection(asyncio.Protocol):
         Raises `TransportError` where there is nobody any more, or no TLS comes about; it is closed then.
         """
         self = cls(remote, frame_size, on_frame, on_lost)
-        limit_s = None if ssl_context is None else handshake_timeout_s
+        limit_s = None if ssl_context is None else _HANDSHAKE_TIMEOUT_S
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: self, accepted, ssl=ssl_context, ssl_handshake_timeout=limit_s
             )
         except OSError as error:  # those of TLS are of this kind, too
             accepted.close()
-            raise TransportError(f"no connection from {remote}: {error}") from error
+            # without the traceback, whose frames hold the error and all of TLS: as in net/accepted.py
+            raise TransportError(f"no connection from {remote}: {error}") from error.with_traceback(None)
         except BaseException:
             accepted.close()
             raise

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from nattools.session.dialogs import Call, Dialogs, Party, refresh
 from nattools.session.events import CallFailed, ChangeFailed
 from nattools.session.flows import Flow
-from nattools.session.forking import Fork
+from nattools.session.forking import Final, Fork, Target, by_flows
 from nattools.session.nat_tests import NatTest
 from nattools.session.passing import reply_endpoint
 from nattools.session.routing import Itinerary
@@ -121,6 +122,36 @@ class Context:
         is_repeatable = is_undone or self.request.method == "OPTIONS"
         return is_repeatable and not self.has_tried and not self.fork.branches
 
+    def left_alone(self) -> list[Call]:
+        """Calls that nobody has taken once none of them can be any more: 64*T1 after the first 2xx.
+
+        Where several phones have answered, the caller is to acknowledge each, and to hang up all but one
+        (RFC 3261 §13.2.2.4); some see the first alone, and acknowledge that. Where no ACK has come by here,
+        they go another way.
+        """
+        if self.server is None or not self.server.is_over:
+            return []
+        if not any(call.is_acknowledged for call in self.calls):
+            return []
+        return [it for it in self.calls if it.is_answered and not (it.is_acknowledged or it.is_over)]
+
+    def by_itself(self, flows: Sequence[Flow]) -> list[Target]:
+        """Where the request goes without targets, by `flows` if its next hop is a name; none: nowhere."""
+        if flows:
+            return by_flows(self.itinerary.uri, flows)
+        hop = self.itinerary.hop
+        return [] if hop is None else [Target(self.itinerary.uri, hop.flow)]
+
+    def outcome(self) -> Final:
+        """What goes back once each branch has had its final response, and none was a 2xx (§16.7 step 6).
+
+        A 503 would have the client give up this proxy, and not the one that cannot.
+        """
+        best = self.fork.best() or Final(480)
+        if self.is_cancelled and (best.message is None or best.status_code < 400):
+            return Final(487)
+        return Final(500) if best.status_code == 503 else best
+
     def failure(self, status_code: int) -> CallFailed | ChangeFailed | None:
         """What a final response means to a call that was to begin, or to change; None: nothing."""
         if status_code < 300 or self.server is None:
@@ -143,6 +174,7 @@ class Context:
         self.sender = self.call.other(receiver)
         if not self.is_again:
             self.sender.seen = self.flow
+        self.call.is_acknowledged |= self.request.method == "ACK" and receiver is self.call.callee
         number = self.request.cseq
         self.sender.cseq = max(self.sender.cseq, 0 if number is None else number[0])
 

@@ -111,6 +111,11 @@ class Crossing:
             self._events.append(Latched(side, is_rtcp, latched, before))
         self._cross(side, data, is_rtcp=is_rtcp)
 
+    @property
+    def has_transmits(self) -> bool:
+        """Whether something must be sent now: after a datagram, whether that is relayed."""
+        return bool(self._transmits)
+
     def transmits(self) -> list[Transmit]:
         """Take what must be sent now."""
         made, self._transmits = self._transmits, []

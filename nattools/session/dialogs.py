@@ -57,6 +57,8 @@ class Call:
     caller: Party
     callee: Party
     is_answered: bool = False
+    is_acknowledged: bool = False
+    """Whether the caller has sent an ACK of a 2xx by this proxy."""
     is_over: bool = False
     is_held: bool = True
     """Whether its 2xx may still be sent again: then its ACK must be led to the phone even after its end."""

@@ -53,9 +53,13 @@ class CallFailed:
 
 @dataclass(frozen=True, slots=True)
 class CallEnded:
-    """A call is over: its BYE was answered, or nobody answers it any more, or `hang_up` was called."""
+    """A call is over: its BYE was answered, or nobody answers it any more, or `hang_up` was called.
+
+    `why` says why the proxy itself has ended it, if it has.
+    """
 
     call: Call
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)

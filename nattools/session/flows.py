@@ -87,11 +87,14 @@ class Flows:
         self._connections[name] = owner, remote
         self._by_peer[owner.transport, remote] = name
 
-    def disconnected(self, name: str) -> None:
-        """Forget a connection that has ended."""
+    def disconnected(self, name: str) -> tuple[Flow, ...]:
+        """Forget a connection that has ended. Returns what it stood for: itself, and the way to its peer."""
         owner, remote = self._connections.pop(name, (None, None))
-        if owner is not None and remote is not None and self._by_peer.get((owner.transport, remote)) == name:
+        if owner is None or remote is None:
+            return ()
+        if self._by_peer.get((owner.transport, remote)) == name:
             del self._by_peer[owner.transport, remote]
+        return Flow(name, remote), Flow(owner.name, remote)
 
     def is_open(self, flow: Flow) -> bool:
         """Whether something can be sent by it now, or a connection be opened for it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -18,13 +18,20 @@ class Target:
     """A place that a request may go to: the Request-URI there, and the flow, None where the URI says it.
 
     `route` is put before the Route that is there (a Path, RFC 3327). Targets of the highest `q` are tried
-    first, all of one q at once.
+    first, all of one q at once. One that `is_spare` is tried only where none before it could be reached: it
+    is another address of the same server (RFC 3263 §4.3).
     """
 
     uri: bytes
     flow: Flow | None = None
     route: tuple[bytes, ...] = ()
     q: float = 1.0
+    is_spare: bool = False
+
+
+def by_flows(uri: bytes, flows: Sequence[Flow]) -> list[Target]:
+    """A server of several addresses: by the first of these flows, and where it leads nowhere by the next."""
+    return [Target(uri, flow, q=1 / (1 + place), is_spare=place > 0) for place, flow in enumerate(flows)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +55,11 @@ class Branch:
     is_cancelled: bool = False
     final: Final | None = None
 
+    @property
+    def is_unheard(self) -> bool:
+        """Whether nothing has come back, and it was not given up."""
+        return self.final is None and not self.has_rung
+
 
 @dataclass(slots=True)
 class Fork:
@@ -66,6 +78,17 @@ class Fork:
         for _, same in groupby(ordered, key=lambda target: target.q):
             group = list(same)
             self.waiting.extend(group[start : start + breadth] for start in range(0, len(group), breadth))
+
+    def take(self) -> list[Target]:
+        """Take those whose turn it is; none once nobody is left."""
+        while self.waiting:
+            group = self.waiting.pop(0)
+            finals = [it for it in (*self.failed, *(branch.final for branch in self.branches)) if it]
+            if any(it.status_code != 503 for it in finals):
+                group = [target for target in group if not target.is_spare]
+            if group:
+                return group
+        return []
 
     @property
     def pending(self) -> list[Branch]:

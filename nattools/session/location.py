@@ -31,7 +31,8 @@ class ContactBinding:
     by now.
     `instance` is the URN of +sip.instance without brackets, or empty. `reg_id` is set where the binding is
     one flow of several (RFC 5626 §6). `outside` is the URI by which others reach the phone through this
-    program: another registrar, which was told it instead, or another host with the same store.
+    program: another registrar, which was told it instead, or another host with the same store. `server` is
+    set by an ALG: who has answered for that other registrar, and has to be let in by the NAT in between.
     """
 
     contact: bytes
@@ -46,6 +47,7 @@ class ContactBinding:
     instance: str = ""
     reg_id: int | None = None
     outside: bytes = b""
+    server: Endpoint | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.q <= 1:
@@ -185,6 +187,7 @@ def encode_bindings(bindings: Bindings, *, clock_offset_s: float) -> str:
                 "outside": binding.outside.decode(*_TEXT),
                 "path": [value.decode(*_TEXT) for value in binding.path],
                 "received": None if binding.received is None else str(binding.received),
+                "server": None if binding.server is None else str(binding.server),
                 "expires_at": binding.expires_at + clock_offset_s,
             }
             for binding in bindings
@@ -202,7 +205,7 @@ def parse_bindings(text: str | bytes, *, clock_offset_s: float) -> Bindings:
 
 
 def _parse_binding(fields: dict[str, Any], clock_offset_s: float) -> ContactBinding:
-    received, reg_id = fields["received"], fields["reg_id"]
+    received, reg_id, server = fields["received"], fields["reg_id"], fields["server"]
     return ContactBinding(
         fields["contact"].encode(*_TEXT),
         float(fields["expires_at"]) - clock_offset_s,
@@ -216,4 +219,5 @@ def _parse_binding(fields: dict[str, Any], clock_offset_s: float) -> ContactBind
         str(fields["instance"]),
         None if reg_id is None else int(reg_id),
         fields["outside"].encode(*_TEXT),
+        None if server is None else Endpoint.parse(server),
     )

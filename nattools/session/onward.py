@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -74,9 +74,9 @@ class Onward:
             listener.public, branch=branch, transport=listener.transport, rport=not listener.is_reliable
         )
 
-    def byes(self, call: Call) -> Iterator[tuple[Target, Flow, bytes]]:
-        """A BYE to each side of a call, as from the other one, and how it gets there."""
-        for party in (call.caller, call.callee):
+    def byes(self, call: Call, parties: Iterable[Party]) -> Iterator[tuple[Target, Flow, bytes]]:
+        """A BYE to each of these sides of a call, as from the other one, and how it gets there."""
+        for party in parties:
             flow = self.flow_of_party(party)
             branch = f"{MAGIC_COOKIE.decode()}{self.entropy(_UNIQUE_BYTES).hex()}"
             with suppress(DecodeError, EncodeError):

@@ -14,8 +14,9 @@ from nattools.errors import DecodeError, EncodeError
 from nattools.machine import Entropy, Transmit
 from nattools.session import acceptance, passing, routing
 from nattools.session.acceptance import Refusal
+from nattools.session.clients import ClientKey, Clients
 from nattools.session.context import Context
-from nattools.session.dialogs import Call, Dialogs
+from nattools.session.dialogs import Call, Dialogs, Party
 from nattools.session.events import CallEnded, CallStarted, Event, Passage, Received
 from nattools.session.flows import Flow, Flows
 from nattools.session.forking import Branch, Final, Target
@@ -28,10 +29,8 @@ from nattools.sip.transaction import ClientTransaction
 
 _MOST_REQUESTS = 50_000
 _ELSEWHERE = b'SIP;cause=200;text="Call completed elsewhere"'
-_TAG_BYTES = 8
+_LEFT_ALONE = "the caller has taken another phone's answer"
 _SECRET_BYTES = 16
-
-_ClientKey = tuple[bytes, str]
 
 
 class Proxy:
@@ -68,7 +67,7 @@ class Proxy:
         self._last_number = 0
         self._contexts: dict[int, Context] = {}
         self._by_key: dict[ServerKey, Context] = {}
-        self._clients: dict[_ClientKey, tuple[Context | None, Branch]] = {}
+        self._clients = Clients()
         self._alarms = Alarms()
         self._outbox: list[Transmit] = []
         self._events: deque[Event] = deque()
@@ -114,7 +113,7 @@ class Proxy:
                 context = self._contexts.get(key)
                 if context is not None:
                     self._context_due(context, now)
-            elif isinstance(key, tuple) and key in self._clients:
+            elif isinstance(key, tuple):
                 self._client_due(key, now)
 
     # --- what the driver decides ---
@@ -125,26 +124,26 @@ class Proxy:
         targets: Sequence[Target] | None = None,
         *,
         now: float,
-        flow: Flow | None = None,
+        flows: Sequence[Flow] = (),
         realm: str = "",
         headers: Iterable[tuple[str, str | bytes]] = (),
         is_challenged: bool = False,
     ) -> None:
         """Send the request of that number on: to `targets`, or without any to its `next_hop`.
 
-        `flow` is how to reach a next hop that is a host name. Credentials for `realm` were used up here and
-        are removed; `headers` are added (Path, RFC 3327). Where a challenge is likely, `is_challenged`, a 100
-        waits 0.2 s for it: pyVoIP sees no 401 behind a 100. A request that was cancelled or answered since
-        stays so. Raises `ValueError` where there is no next hop, and no target.
+        `flows` lead to a next hop that is a host name; where the first leads nowhere, the next does (RFC 3263
+        §4.3). Credentials for `realm` were used up here and are removed; `headers` are added (Path, RFC
+        3327). Where a challenge is likely, `is_challenged`, a 100 waits 0.2 s for it: pyVoIP sees no 401
+        behind a 100. A request that was cancelled or answered since stays so. Raises `ValueError` where there
+        is no next hop, and no target.
         """
         context = self._undecided(number)
         if context is None:
             return
-        hop = context.itinerary.hop
         if targets is None:
-            if hop is None and flow is None:
+            targets = context.by_itself(flows)
+            if not targets:
                 raise ValueError(f"request {number} has no next hop: name targets, or answer it")
-            targets = [Target(context.itinerary.uri, flow or (None if hop is None else hop.flow))]
         context.is_decided = True
         context.realm, context.headers = realm, tuple(headers)
         context.fork.add(targets, passing.breadth(context.request))
@@ -157,18 +156,15 @@ class Proxy:
         self._try_next(context, now)
 
     def leaves_by(
-        self, number: int, targets: Sequence[Target] | None = None, *, flow: Flow | None = None
+        self, number: int, targets: Sequence[Target] | None = None, *, flows: Sequence[Flow] = ()
     ) -> list[Flow]:
-        """The flows by which `forward` would send the request of that number; none where it is too late."""
+        """By what `forward` would send the request of that number, spares apart; none if it is too late."""
         context = self._undecided(number)
         if context is None:
             return []
-        hop = context.itinerary.hop
-        if targets is None:
-            flow = flow or (None if hop is None else hop.flow)
-            return [] if flow is None else [flow]
-        flows = [self._onward.flow_of_target(target) for target in targets]
-        return [it for it in flows if it is not None]
+        targets = context.by_itself(flows) if targets is None else targets
+        leaves = [self._onward.flow_of_target(target) for target in targets if not target.is_spare]
+        return [it for it in leaves if it is not None]
 
     def answer(
         self,
@@ -228,8 +224,30 @@ class Proxy:
             key = (message.branch or b"", message.method)
         except DecodeError:
             return
-        context, branch = self._clients.get(key, (None, None))
-        if branch is None or branch.final is not None or not message.is_request:
+        if message.is_request:
+            self._fail(key, now)
+
+    def disconnected(self, flows: Iterable[Flow], *, now: float) -> None:
+        """Take note that the connection of these has ended: what nothing came back to is as not sent.
+
+        Who has said that he is at it, as one that rings, may answer by another connection (§18.2.2).
+        """
+        for key in [key for flow in flows for key in self._clients.unheard(flow)]:
+            self._fail(key, now)
+
+    def hang_up(self, call: Call, *, now: float) -> None:
+        """End a call by a BYE to each side, as from the other one (a call without media, RFC 3261 §15)."""
+        self._say_bye(call, (call.caller, call.callee), now)
+
+    def _say_bye(self, call: Call, parties: Iterable[Party], now: float, *, why: str = "") -> None:
+        if not call.is_over:
+            for target, flow, data in self._onward.byes(call, parties):
+                self._start(None, target, flow, data, now)
+            self._end(call, why)
+
+    def _fail(self, key: ClientKey, now: float) -> None:
+        context, branch = self._clients.find(key)
+        if branch is None or branch.final is not None:
             return
         self.reachability.unreachable(branch.flow.remote, now=now)
         branch.final = Final(503)
@@ -237,14 +255,6 @@ class Proxy:
         self._flush_client(key, branch)
         if context is not None:
             self._conclude(context, now)
-
-    def hang_up(self, call: Call, *, now: float) -> None:
-        """End a call by a BYE to each side, as from the other one (a call without media, RFC 3261 §15)."""
-        if call.is_over:
-            return
-        for target, flow, data in self._onward.byes(call):
-            self._start(None, target, flow, data, now)
-        self._end(call)
 
     # --- requests ---
 
@@ -293,20 +303,14 @@ class Proxy:
             context.is_direct = True
             context.nat = find_signs(request, flow.remote, self._tests)
         else:
-            self._look_back(context)
+            # perhaps it went on from here to a proxy that has sent it back
+            own = list(acceptance.own_branches(request, self.flows))
+            context.is_again, context.earlier = bool(own), self._clients.sent_for(own, request.method)
         self._contexts[context.number] = context
         if key is not None:
             self._by_key[key] = context
         self._alarms.set(context.number, context.timeout_at())
         return context
-
-    def _look_back(self, context: Context) -> None:
-        """Find out whether the request was here before, and went on to a proxy that has sent it back."""
-        for branch in acceptance.own_branches(context.request, self.flows):
-            context.is_again = True
-            context.earlier, _ = self._clients.get((branch, context.request.method), (None, None))
-            if context.earlier is not None:
-                return
 
     def _overloaded(self, request: SipMessage, flow: Flow) -> None:
         self.counters["overload"] += 1
@@ -374,8 +378,7 @@ class Proxy:
 
     def _try_next(self, context: Context, now: float) -> None:
         """Send the request to those whose turn it is."""
-        while context.fork.waiting and not context.fork.pending:
-            group = context.fork.waiting.pop(0)
+        while not context.fork.pending and (group := context.fork.take()):
             for target in group:
                 flow = self._onward.flow_of_target(target)
                 if flow is None:
@@ -403,7 +406,7 @@ class Proxy:
         flow: Flow,
         data: bytes,
         now: float,
-        known: _ClientKey | None = None,
+        known: ClientKey | None = None,
     ) -> None:
         is_reliable = self._onward.listener(flow).is_reliable
         transaction = ClientTransaction(data, flow.remote, now=now, is_reliable=is_reliable, known=known)
@@ -411,12 +414,12 @@ class Proxy:
         if context is not None and transaction.method != "CANCEL":
             context.fork.branches.append(branch)
         key = (transaction.branch, transaction.method)
-        self._clients[key] = context, branch
+        self._clients.add(key, context, branch, is_reliable=is_reliable)
         self._flush_client(key, branch)
 
     def _take_response(self, response: SipMessage, flow: Flow, now: float) -> None:
         key = (response.branch or b"", response.method)
-        context, branch = self._clients.get(key, (None, None))
+        context, branch = self._clients.find(key)
         if branch is None:
             self.counters["stray"] += 1  # RFC 6026 §8.9: such a response is not passed on
             return
@@ -494,17 +497,13 @@ class Proxy:
         if fork.waiting:
             self._try_next(context, now)
             return
-        best = fork.best() or Final(480)
-        if context.is_cancelled and (best.message is None or best.status_code < 400):
-            best = Final(487)
+        best = context.outcome()
         if best.status_code == 408 and best.message is None and context.request.method != "INVITE":
             server.abandon(now=now)  # RFC 4320 §4.2: who sent it has given up by now as well
             self._finished(context, 408)
             self._flush(context)
-        elif best.message is None or best.status_code == 503:
-            # A 503 would have the client give up this proxy, not the one that cannot (§16.7 step 6).
-            code = 500 if best.status_code == 503 else best.status_code
-            self._answer(context, code, acceptance.REASONS[code], now=now)
+        elif best.message is None:
+            self._answer(context, best.status_code, acceptance.REASONS[best.status_code], now=now)
         else:
             challenges = fork.challenges(best)
             passing.drop_top_via(best.message)
@@ -521,11 +520,11 @@ class Proxy:
         elif context.call is not None and context.ends_call(status_code):
             self._end(context.call)
 
-    def _end(self, call: Call) -> None:
+    def _end(self, call: Call, why: str = "") -> None:
         if call.is_over:
             return
         call.is_over = True
-        self._events.append(CallEnded(call))
+        self._events.append(CallEnded(call, why))
         if not call.is_held:
             self.dialogs.forget(call)
 
@@ -534,6 +533,8 @@ class Proxy:
     def _context_due(self, context: Context, now: float) -> None:
         if context.server is not None:
             context.server.handle_timeout(now=now)
+            for call in context.left_alone():  # not to the caller, who may take it for the call that he has
+                self._say_bye(call, (call.callee,), now, why=_LEFT_ALONE)
         if not context.is_decided and now >= context.decide_by:
             self._answer(context, 500, "Not Decided In Time", now=now)
             return
@@ -541,11 +542,13 @@ class Proxy:
             self._say_trying(context, now)
         self._flush(context)
 
-    def _client_due(self, key: _ClientKey, now: float) -> None:
-        context, branch = self._clients[key]
+    def _client_due(self, key: ClientKey, now: float) -> None:
+        context, branch = self._clients.find(key)
+        if branch is None:
+            return
         transaction = branch.transaction
         if now >= transaction.timeout_at() and transaction.is_over:
-            del self._clients[key]
+            self._clients.remove(key)
             return
         is_ringing = branch.has_rung and not branch.is_cancelled and key[1] == "INVITE"
         if is_ringing and context is not None and branch.final is None:  # timer C (RFC 3261 §16.8)
@@ -555,7 +558,7 @@ class Proxy:
         self._flush_client(key, branch)
         if not transaction.has_timed_out:
             return
-        del self._clients[key]
+        self._clients.remove(key)
         self._alarms.set(key, None)
         if context is not None:
             self.reachability.unanswered(branch.flow.remote, sent_at=context.began_at, now=now)
@@ -581,7 +584,7 @@ class Proxy:
         if server.is_answered:
             context.condense()
 
-    def _flush_client(self, key: _ClientKey, branch: Branch) -> None:
+    def _flush_client(self, key: ClientKey, branch: Branch) -> None:
         for transmit in branch.transaction.transmits():
             self._outbox.append(Transmit(transmit.data, branch.flow.remote, branch.flow.socket))
         self._alarms.set(key, branch.transaction.timeout_at())

@@ -78,8 +78,8 @@ class SideStatistics:
 
     `packets` and `octets` (of UDP payload) were taken at its RTP port; `foreign` ones came from elsewhere, to
     either port, and were dropped; `held` ones were for this side and dropped, since nowhere to send them was
-    proven, or the other side had not described itself yet. `lost` and `jitter_s` are RFC 3550's (§6.4.1),
-    None where the engine does not see them.
+    proven, the other side had not described itself yet, or they had no hop left, as what circles.
+    `lost` and `jitter_s` are RFC 3550's (§6.4.1), None where the engine does not see them.
     `last_heard` is monotonic seconds.
     """
 

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from nattools.endpoint import Endpoint, IPAddress
@@ -144,6 +143,8 @@ class SessionServer:
         for address_of_record, bindings in (await store.registrations(now=self._now())).items():
             here = tuple(binding for binding in bindings if not is_elsewhere(binding, self.flows))
             self._journal.know(address_of_record, here)
+            if self._outside is not None:
+                self._outside.keep_servers(here)
         self.proxy = Proxy(
             self.flows,
             entropy=secrets.token_bytes,
@@ -272,9 +273,7 @@ class SessionServer:
     async def __aenter__(self) -> SessionServer:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     # --- the gate ---
@@ -288,14 +287,14 @@ class SessionServer:
         received: Received,
         targets: Sequence[Target] | None = None,
         *,
-        flow: Flow | None = None,
+        flows: Sequence[Flow] = (),
         realm: str = "",
         headers: Headers = (),
         user: str = "",
     ) -> None:
         """Send a request on, once there are ports for its media."""
         number, method = received.number, received.request.method
-        leaves = self.proxy.leaves_by(number, targets, flow=flow)
+        leaves = self.proxy.leaves_by(number, targets, flows=flows)
         if leaves and method == "INVITE" and received.call is None and received.earlier is None:
             refusal = self._guard.may_call(user, received.flow.remote)
             if refusal is not None:
@@ -312,7 +311,7 @@ class SessionServer:
                 if method != "ACK":
                     self.answer(received, 503, "No Media Ports", _LATER)
                     return
-            if method == "INVITE" and not self.proxy.leaves_by(number, targets, flow=flow):
+            if method == "INVITE" and not self.proxy.leaves_by(number, targets, flows=flows):
                 # it was cancelled while ports were looked for
                 self._media.take(CallFailed(number, received.request.call_id, 487))
                 return
@@ -320,7 +319,7 @@ class SessionServer:
             number,
             targets,
             now=self._now(),
-            flow=flow,
+            flows=flows,
             realm=realm,
             headers=headers,
             is_challenged=self._users is None and not _has_credentials(received.request),
@@ -387,9 +386,11 @@ class SessionServer:
 
     def disconnected(self, name: str) -> None:
         """It has ended."""
-        self.flows.disconnected(name)
+        lost = self.flows.disconnected(name)
         if self._is_running:
             self._pings.disconnected(name)
+            self.proxy.disconnected(lost, now=self._now())
+            self._loop.call_soon(self._flush)
 
     def failed(self, transmit: Transmit) -> None:
         """A message could not be sent."""
@@ -457,7 +458,7 @@ class SessionServer:
     def _note(self, event: CallStarted | CallFailed | CallEnded | ChangeFailed) -> None:
         """Tell of a call to who keeps account of it; the journal first, which asks for its streams."""
         if isinstance(event, CallEnded):
-            self._journal.ends(event.call, self._media.reading(event.call.call_id))
+            self._journal.ends(event.call, self._media.reading(event.call.call_id), why=event.why)
         elif not isinstance(event, ChangeFailed):
             self._journal.take(event)
         self._media.take(event)

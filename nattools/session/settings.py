@@ -6,13 +6,10 @@ from.
 
 from __future__ import annotations
 
-import difflib
-import math
-import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,8 +20,25 @@ from nattools.session.flows import transport_of
 from nattools.session.nat_tests import USUAL_TESTS, ContactFix, NatTest
 from nattools.session.registrar import RegistrarSettings
 from nattools.sip.uri import SIP_PORT, SIPS_PORT, SipUri
-
-MOST_FILE_BYTES = 1 << 20
+from nattools.words import (
+    LogForm,
+    Words,
+    check_known,
+    choice,
+    number,
+    optional,
+    parse_toml,
+    read_address,
+    read_endpoint,
+    read_path,
+    read_text,
+    read_text_or_nothing,
+    read_truth,
+    read_word,
+    several,
+    shown,
+    whole,
+)
 
 SCANNERS: Final = (
     "friendly-scanner",
@@ -53,7 +67,6 @@ _SQLITE = "sqlite:"
 _STORES = ("memory", "sqlite:PATH", "redis://HOST:PORT/DB")
 _LOWEST_RTP_PORT = 1024
 _PAIRS_OF_A_STREAM = 2
-_MOST_SHOWN = 60
 
 
 class GateMode(StrEnum):
@@ -87,13 +100,6 @@ class PingKind(StrEnum):
     NONE = "none"
 
 
-class LogForm(StrEnum):
-    """How a line of the log is written."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
 @dataclass(frozen=True, slots=True)
 class ListenAddress:
     """Where SIP is taken: UDP, TCP or TLS at an address of this machine; the wildcard is each of them.
@@ -107,7 +113,7 @@ class ListenAddress:
     def __post_init__(self) -> None:
         if self.transport not in _TRANSPORTS:
             raise DecodeError(
-                f"{_shown(self.transport)} is no transport of SIP: one of {', '.join(_TRANSPORTS)}"
+                f"{shown(self.transport)} is no transport of SIP: one of {', '.join(_TRANSPORTS)}"
             )
 
     def __str__(self) -> str:
@@ -199,7 +205,8 @@ class GateSettings:
 
     def __post_init__(self) -> None:
         for name in WORDS:
-            object.__setattr__(self, name, _value(name, getattr(self, name)))
+            secret = name == "store"  # there may be a password in it
+            object.__setattr__(self, name, read_word(WORDS, name, getattr(self, name), secret=secret))
         if (self.certificate is None) is not (self.key is None):
             raise DecodeError("certificate and key belong together: set both, or neither")
         self._check_listen()
@@ -273,116 +280,17 @@ class GateSettings:
     @classmethod
     def of(cls, words: Mapping[str, object]) -> GateSettings:
         """Make settings of parsed TOML or of flags. Raises `DecodeError`, which names the word."""
-        for name in words:
-            if name not in WORDS:
-                raise _unknown(name)
+        check_known(words, WORDS)
         found: dict[str, Any] = dict(words)
         return cls(**found)
 
     @classmethod
     def parse(cls, text: str) -> GateSettings:
         """Read the text of a settings file. Raises `DecodeError`, with the line where it is not TOML."""
-        return cls.of(parse_words(text))
-
-
-def parse_words(text: str) -> Mapping[str, object]:
-    """The words of a settings file with their values, which are not looked at. Raises `DecodeError`."""
-    try:
-        words = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # of numbers and brackets without end, too
-        raise DecodeError(f"this is not TOML: {error}") from error
-    for name in words:
-        if name not in WORDS:
-            raise _unknown(name)
-    return words
-
-
-def _unknown(name: str) -> DecodeError:
-    near = difflib.get_close_matches(name.lower().replace("-", "_"), WORDS, 1, 0.5)
-    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(WORDS)}"
-    return DecodeError(f"there is no setting {_shown(name)}: {hint}")
-
-
-def _value(name: str, value: object) -> object:
-    """Read the value of one word."""
-    read, expected = WORDS[name]
-    try:
-        return read(value)
-    except (DecodeError, ValueError, OverflowError) as error:
-        detail = f" ({error})" if isinstance(error, DecodeError) else ""
-        shown = "..." if name == "store" else _shown(value)  # there may be a password in it
-        raise DecodeError(f"{name} = {shown}{detail}: expected {expected}") from error
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, tuple):  # of flags; a file has lists
-        value = list(value)
-    try:
-        text = repr(str(value) if isinstance(value, Endpoint | Path) else value)
-    except (ValueError, RecursionError):  # integers of over 4300 digits, tables without end
-        return "something endless"
-    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
+        return cls.of(parse_toml(text))
 
 
 # How each kind of value is read, from what TOML has for it or from itself
-
-_Reader = Callable[[object], object]
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str) or not value.strip() or not value.isprintable():
-        raise ValueError("no text")
-    return value.strip()
-
-
-def _truth(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("neither")
-    return value
-
-
-def _whole(least: int, most: int) -> _Reader:
-    def read(value: object) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise ValueError("none such")
-        return value
-
-    return read
-
-
-def _number(least: float) -> _Reader:
-    def read(value: object) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < math.inf:
-            raise ValueError("none such")
-        return float(value)
-
-    return read
-
-
-def _one_of(names: type[StrEnum]) -> _Reader:
-    def read(value: object) -> StrEnum:
-        text = _text(value).lower()
-        known = [name.value for name in names]
-        if text in known:
-            return names(text)
-        near = difflib.get_close_matches(text, known, 1)
-        raise DecodeError(f"did you mean {near[0]}?") if near else ValueError("none of them")
-
-    return read
-
-
-def _several(read: _Reader) -> _Reader:
-    def read_all(value: object) -> tuple[object, ...]:
-        parts = [value] if isinstance(value, str) else value
-        if not isinstance(parts, list | tuple):
-            raise ValueError("no list")
-        return tuple(dict.fromkeys(read(part) for part in parts))
-
-    return read_all
-
-
-def _optional(read: _Reader) -> _Reader:
-    return lambda value: None if value in (None, "") else read(value)
 
 
 def _listen(value: object) -> tuple[ListenAddress, ...]:
@@ -391,26 +299,19 @@ def _listen(value: object) -> tuple[ListenAddress, ...]:
         raise ValueError("no list")
     found: list[ListenAddress] = []
     for part in parts:
-        found += [part] if isinstance(part, ListenAddress) else parse_listen(_text(part))
+        found += [part] if isinstance(part, ListenAddress) else parse_listen(read_text(part))
     return tuple(found)
 
 
 def _advertise(value: object) -> IPAddress:
-    address = value if isinstance(value, IPv4Address | IPv6Address) else ip_address(_text(value))
+    address = read_address(value)
     if classify_address(address) in (AddressClass.UNSPECIFIED, AddressClass.MULTICAST):
         raise DecodeError("nobody can be told to send there")
     return address
 
 
-def _file(value: object) -> Path:
-    try:
-        return (value if isinstance(value, Path) else Path(_text(value))).expanduser()
-    except RuntimeError as error:
-        raise DecodeError(str(error)) from error
-
-
 def _domain(value: object) -> str:
-    text = _text(value).lower().rstrip(".")
+    text = read_text(value).lower().rstrip(".")
     uri = SipUri.parse(f"sip:{text}".encode())
     if uri.user is not None or uri.port is not None or uri.params:
         raise DecodeError("a host name alone, without user, port and parameters")
@@ -420,7 +321,7 @@ def _domain(value: object) -> str:
 def _upstream(value: object) -> str:
     if value == "":
         return ""
-    text = _text(value)
+    text = read_text(value)
     try:
         uri = SipUri.parse(text.encode())
     except DecodeError as error:
@@ -437,25 +338,17 @@ def _upstream(value: object) -> str:
     return text
 
 
-def _realm(value: object) -> str:
-    return "" if value == "" else _text(value)
-
-
 def _store(value: object) -> str:
-    text = _text(value)
+    text = read_text(value)
     if text.startswith(_SQLITE) and text != _SQLITE:
-        return f"{_SQLITE}{_file(text.removeprefix(_SQLITE))}"
+        return f"{_SQLITE}{read_path(text.removeprefix(_SQLITE))}"
     if text != "memory" and not text.startswith(("redis://", "rediss://", "unix://")):
         raise ValueError("none of them")
     return text
 
 
-def _endpoint(value: object) -> Endpoint:
-    return value if isinstance(value, Endpoint) else Endpoint.parse(_text(value))
-
-
 def _peer(value: object) -> Endpoint:
-    endpoint = _endpoint(value)
+    endpoint = read_endpoint(value)
     if endpoint.port == 0 or endpoint.address_class in (AddressClass.UNSPECIFIED, AddressClass.MULTICAST):
         raise DecodeError(f"nothing can be sent to {endpoint}")
     return endpoint
@@ -481,47 +374,43 @@ def _rtp_ports(value: object) -> tuple[int, int]:
             raise ValueError("not two numbers")
         ports = PortRange(*value)
     else:
-        ports = PortRange.parse(_text(value))
+        ports = PortRange.parse(read_text(value))
     if ports.first < _LOWEST_RTP_PORT or len(ports.even_ports) < _PAIRS_OF_A_STREAM:
         raise DecodeError(f"two even ports from {_LOWEST_RTP_PORT} on and those after them are the least")
     return ports.first, ports.last
 
 
-_TRUTH = (_truth, "true or false")
-_SECONDS = (_number(1), "seconds, 1 or more")
-_COUNT = (_whole(1, 1 << 31), "a whole number, 1 or more")
-_EXPIRES = (_whole(1, 1 << 31), "whole seconds, 1 or more")
+_TRUTH = (read_truth, "true or false")
+_SECONDS = (number(1), "seconds, 1 or more")
+_COUNT = (whole(1, 1 << 31), "a whole number, 1 or more")
+_EXPIRES = (whole(1, 1 << 31), "whole seconds, 1 or more")
 
 
-def _choice(names: type[StrEnum]) -> tuple[_Reader, str]:
-    return _one_of(names), f"one of {', '.join(names)}"
-
-
-WORDS: Final[dict[str, tuple[_Reader, str]]] = {
+WORDS: Final[Words] = {
     "listen": (_listen, 'a list of addresses: "203.0.113.5", "[2001:db8::1]:5070", "tls:203.0.113.5:5061"'),
-    "advertise": (_optional(_advertise), 'an IP address: "198.51.100.7"'),
-    "certificate": (_optional(_file), "the path of a PEM file"),
-    "key": (_optional(_file), "the path of a PEM file"),
-    "domains": (_several(_domain), 'a list of host names: "sip.example.org"'),
+    "advertise": (optional(_advertise), 'an IP address: "198.51.100.7"'),
+    "certificate": (optional(read_path), "the path of a PEM file"),
+    "key": (optional(read_path), "the path of a PEM file"),
+    "domains": (several(_domain), 'a list of host names: "sip.example.org"'),
     "upstream": (_upstream, "a SIP server: sip:HOST, sip:HOST:PORT or sip:HOST;transport=tcp"),
     "path": _TRUTH,
     "registrar": _TRUTH,
-    "users": (_optional(_file), "the path of a TOML file with a table [users]"),
-    "realm": (_realm, "text"),
+    "users": (optional(read_path), "the path of a TOML file with a table [users]"),
+    "realm": (read_text_or_nothing, "text"),
     "store": (_store, f"one of {', '.join(_STORES)}"),
     "strangers": _TRUTH,
     "alg": _TRUTH,
-    "outside": (_optional(_endpoint), 'an address of this machine with a port: "192.168.0.7:5062"'),
+    "outside": (optional(read_endpoint), 'an address of this machine with a port: "192.168.0.7:5062"'),
     "binding": (_binding, "a table of words from docs/settings.md"),
     "nat_tests": (_nat_tests, f"a sum of the numbers 1, 2, 4 ... {max(NatTest).value}"),
-    "contact_fix": _choice(ContactFix),
-    "engine": _choice(EngineName),
+    "contact_fix": choice(ContactFix),
+    "engine": choice(EngineName),
     "rtp_ports": (_rtp_ports, 'a range of ports: "30000-40000"'),
     "rtpengine": (_peer, 'an address with a port: "127.0.0.1:2223"'),
-    "ice": _choice(IceHandling),
+    "ice": choice(IceHandling),
     "media_timeout_s": _SECONDS,
     "hold_timeout_s": _SECONDS,
-    "keepalive": _choice(PingKind),
+    "keepalive": choice(PingKind),
     "keepalive_s": _SECONDS,
     "dead_after": _COUNT,
     "least_expires_s": _EXPIRES,
@@ -532,17 +421,17 @@ WORDS: Final[dict[str, tuple[_Reader, str]]] = {
     "most_calls": _COUNT,
     "calls_per_user": _COUNT,
     "calls_per_source": _COUNT,
-    "requests_per_second": (_number(1), "a number, 1 or more"),
-    "most_message_bytes": (_whole(1024, 65_535), "bytes, 1024 to 65535"),
+    "requests_per_second": (number(1), "a number, 1 or more"),
+    "most_message_bytes": (whole(1024, 65_535), "bytes, 1024 to 65535"),
     "most_connections": _COUNT,
     "connections_per_source": _COUNT,
-    "scanners": (_several(_text), 'a list of words in User-Agent: "friendly-scanner"'),
-    "metrics": (_optional(_endpoint), 'an address of this machine with a port: "127.0.0.1:9060"'),
-    "status": (_optional(_file), "the path of a socket"),
-    "log": _choice(LogForm),
-    "drain_s": (_number(0), "seconds, 0 or more"),
+    "scanners": (several(read_text), 'a list of words in User-Agent: "friendly-scanner"'),
+    "metrics": (optional(read_endpoint), 'an address of this machine with a port: "127.0.0.1:9060"'),
+    "status": (optional(read_path), "the path of a socket"),
+    "log": choice(LogForm),
+    "drain_s": (number(0), "seconds, 0 or more"),
 }
-"""Every word with what reads its value, which raises `DecodeError` or `ValueError`, and what is expected."""
+"""Every word of `GateSettings`."""
 
 if set(WORDS) != {each.name for each in fields(GateSettings)}:
     raise AssertionError("each setting has a word, and each word a setting")

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv6Address, IPv6Network
+from nattools.endpoint import IPAddress, site_of
 
-from nattools.endpoint import IPAddress
-
-_HOUSEHOLD_BITS = 64  # of an IPv6 address; the rest is the customer's own to choose
 _MOST_QUIET_NOTES = 1024  # after which all sources are looked through for users that have run out
-
-Source = IPAddress | IPv6Network
 
 
 class Sources:
@@ -20,18 +15,18 @@ class Sources:
 
     def __init__(self, most_users: int) -> None:
         self._most_users = most_users
-        self._until: dict[Source, dict[str, float]] = {}
+        self._until: dict[IPAddress, dict[str, float]] = {}
         self._notes = 0
 
     def has_room(self, ip: IPAddress, address_of_record: str, *, now: float) -> bool:
         """Whether that source may register this address-of-record: it has before, or not too many others."""
-        source = _source_of(ip)
+        source = site_of(ip)
         users = self._prune(source, now)
         return address_of_record in users or len(users) < self._most_users
 
     def note(self, ip: IPAddress, address_of_record: str, until: float | None, *, now: float) -> None:
         """Remember that the source has bindings of this address-of-record `until` then; None: no more."""
-        source = _source_of(ip)
+        source = site_of(ip)
         if until is not None:
             self._until.setdefault(source, {})[address_of_record] = until
         elif source in self._until:
@@ -42,16 +37,10 @@ class Sources:
             for each in list(self._until):
                 self._prune(each, now)
 
-    def _prune(self, source: Source, now: float) -> dict[str, float]:
+    def _prune(self, source: IPAddress, now: float) -> dict[str, float]:
         users = {name: until for name, until in self._until.get(source, {}).items() if until > now}
         if users:
             self._until[source] = users
         else:
             self._until.pop(source, None)
         return users
-
-
-def _source_of(ip: IPAddress) -> Source:
-    if not isinstance(ip, IPv6Address):
-        return ip
-    return ip.ipv4_mapped or IPv6Network((int(ip) >> _HOUSEHOLD_BITS << _HOUSEHOLD_BITS, _HOUSEHOLD_BITS))

@@ -263,10 +263,13 @@ class Exchange:
         """Whether a 2xx does not repeat the Path that was added, as who knows Path must (RFC 3327 §5.3)."""
         return self._by_path and bool(self._places) and not response.values("path")
 
-    def kept(self, response: SipMessage, bindings: Bindings, *, now: float) -> Kept:
+    def kept(
+        self, response: SipMessage, bindings: Bindings, *, now: float, server: Endpoint | None = None
+    ) -> Kept:
         """What is registered after a 2xx, which says for how long. `bindings` are those not expired.
 
-        A Contact that the answer does not list was not taken, unless it lists none at all.
+        A Contact that the answer does not list was not taken, unless it lists none at all. `server` is
+        that of `ContactBinding`.
         """
         if self._is_star:
             return Kept(())
@@ -278,7 +281,8 @@ class Exchange:
             after = [binding for binding in after if not self._is_replaced(binding, place)]
             expires_s = granted.get(place.wish.contact, 0)
             if place.wish.expires_s and expires_s:
-                after.append(self._bind(place, place.ticket.uri(*self._at), now + expires_s))
+                outside = place.ticket.uri(*self._at)
+                after.append(self._bind(place, outside, server, now + expires_s))
         return Kept(tuple(after))
 
     def _is_replaced(self, binding: ContactBinding, place: _Place) -> bool:
@@ -326,7 +330,9 @@ class Exchange:
         )
         return next(tokens, None)
 
-    def _bind(self, place: _Place, outside: bytes, expires_at: float) -> ContactBinding:
+    def _bind(
+        self, place: _Place, outside: bytes, server: Endpoint | None, expires_at: float
+    ) -> ContactBinding:
         wish = place.wish
         return ContactBinding(
             wish.contact,
@@ -341,6 +347,7 @@ class Exchange:
             wish.instance,
             wish.reg_id,
             outside,
+            server,
         )
 
 

@@ -12,12 +12,10 @@ register with it just as well, and each algorithm would need one of its own. So:
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 
 from nattools.errors import DecodeError
-
-_FORM = 'as in\n\n[users]\nalice = "secret"'
+from nattools.words import parse_users
 
 
 class Users:
@@ -29,21 +27,11 @@ class Users:
     @classmethod
     def parse(cls, text: str) -> Users:
         """Read a file of users. Raises `DecodeError`, which names the user, and no password."""
-        try:
-            tables = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise DecodeError(f"the file of users is no TOML: {error}") from None
-        users = tables.pop("users", None)
-        if not isinstance(users, dict):
-            raise DecodeError(f"the file of users has no table [users], {_FORM}")
-        if tables:
-            raise DecodeError(f"the file of users has {', '.join(tables)} beside [users], {_FORM}")
+        users = parse_users(text)
         for name, password in users.items():
-            if not isinstance(password, str) or not password:
-                raise DecodeError(f"user {name!r} has no password in quotes, {_FORM}")
-            if not name or not name.isprintable() or not password.isprintable() or "@" in name:
+            if not name.isprintable() or not password.isprintable() or "@" in name:
                 raise DecodeError(
-                    f"user {name!r}: neither name nor password can be empty or have control characters, "
+                    f"user {name!r}: neither name nor password can have control characters, "
                     "and a name has no @ and no domain"
                 )
         return cls(users)

@@ -116,9 +116,9 @@ class ShortTermAccounts:
     def judge(
         self,
         request: Message,
-        source: Endpoint,  # noqa: ARG002  # `Accounts` has it: a nonce is for one address, and for a while
+        source: Endpoint,  # noqa: ARG002  # `Accounts` has it, for nonces of one address
         *,
-        now: float,  # noqa: ARG002  # as above
+        now: float,  # noqa: ARG002  # `Accounts` has it, for nonces that grow old
     ) -> Admission | Rejection:
         """As RFC 8489 §9.1.3 says; a classic request that lacks something is told 401 (RFC 3489 §8.1)."""
         try:

@@ -1,15 +1,17 @@
 """What a STUN server answers to many datagrams at once: the plain Binding request by arithmetic on columns.
 
 Plain is a request of 20 bytes, of either dialect (RFC 8489 §5, RFC 3489 §11.1): a header, no attributes. Its
-reply depends on nothing but its source, so a template asked of the `Responder` serves for all. What the
-header or the source already condemns is dropped here, for the responder's reason; whatever is left is odd,
-and its caller's to hand to the responder row by row.
+reply depends on nothing but its source, so a template asked of the `Responder` serves for all. Idle is one
+with a single attribute that asks for nothing, SOFTWARE or a CHANGE-REQUEST for no change, which many clients
+send; its reply depends on its size as well. What the header or the source already condemns is dropped here,
+for the responder's reason; whatever is left is odd, and its caller's to hand to the responder row by row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
@@ -17,26 +19,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nattools.endpoint import Endpoint
+from nattools.stun.attributes import (
+    CHANGE_REQUEST,
+    MAPPED_ADDRESS,
+    RESPONSE_ORIGIN,
+    SOFTWARE,
+    SOURCE_ADDRESS,
+    XOR_MAPPED_ADDRESS,
+)
 from nattools.stun.batch_limiter import Addresses, BatchLimiter
-from nattools.stun.message import HEADER_BYTES, MAGIC_COOKIE
+from nattools.stun.message import HEADER_BYTES, MAGIC_COOKIE, Message, MessageClass, Method
 from nattools.stun.responder import DropReason, Reply, Responder
 
-_ANSWERED, _ODD = 0, 1
+_ANSWERED, _ODD, _IDLE = 0, 1, 2
 _REASONS = tuple(DropReason)
-_CODES = {reason: code for code, reason in enumerate(_REASONS, start=_ODD + 1)}
+_CODES = {reason: code for code, reason in enumerate(_REASONS, start=_IDLE + 1)}
 _UNUSABLE = _CODES[DropReason.UNUSABLE_ADDRESS]
 _LIMITED = _CODES[DropReason.RATE_LIMITED]
 _REFLECTOR = _CODES[DropReason.REFLECTOR_PORT]
 
 _BINDING_REQUEST = np.frombuffer(b"\0\1\0\0", np.uint32)[0]
+_REQUEST = 0x0001
 _COOKIE = np.frombuffer(MAGIC_COOKIE, np.uint32)[0]
-_CLASSIC_COOKIE = bytes(4)
 _NO_ROWS: Final = np.empty(0, np.intp)
 _NOTHING: Final[Mapping[DropReason, int]] = {}
 _ADDRESS_AT = HEADER_BYTES + 8  # in a reply, whose first attribute is the mapped address
 _PORT_AT = _ADDRESS_AT - 2
 _ORIGIN_AT = _ADDRESS_AT + 12  # over IPv4, on a wildcard bind: its address
-_ANY_ORIGIN = IPv4Address("198.51.100.2")
+_VALUE_AT = HEADER_BYTES + 4  # of a request's first attribute
+_CHANGE_NOTHING = (CHANGE_REQUEST.type << 16 | 4) << 32  # type, length, value
+_MOST_BYTES = 128  # of an idle request; there are few that have more, and a form for each size
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +56,7 @@ class Columns:
     """A batch: arrays with a row for each datagram, filled anew for every batch and all as long."""
 
     payload: NDArray[np.uint8]
-    """The datagrams, at least 20 columns."""
+    """The datagrams, at least 28 columns."""
     lengths: NDArray[np.uint32]
     """How many columns of `payload` are meant."""
     addresses: NDArray[np.uint8]
@@ -52,7 +64,7 @@ class Columns:
     ports: NDArray[np.uint16]
     """The same of the source ports."""
     replies: NDArray[np.uint8]
-    """Room for replies, 64 columns: `MOST_AMPLIFICATION` allows 56 bytes."""
+    """Room for replies, 128 columns: the longest has 116 bytes."""
     own: NDArray[np.uint8] | None = None
     """On a wildcard bind: the addresses of this machine that they were sent to, like `addresses`."""
     asked: NDArray[np.uint8] | None = None
@@ -73,6 +85,26 @@ class Outcome:
     """The rows for the responder. They have been admitted already."""
     dropped: Mapping[DropReason, int]
     """How many of the others there are, by reason."""
+    classic: int
+    """How many replies are in the classic dialect."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """What a socket replies to all requests of one size and dialect that are plain or idle."""
+
+    reply: NDArray[np.uint8]
+    """Where a mapped address stands it has what that is XOR-ed with, save the transaction id."""
+    is_modern: bool
+    mapped_at: tuple[int, ...]
+    """Where mapped addresses stand. The first is at `_ADDRESS_AT`, and XOR-ed in the modern dialect."""
+    origin_at: int | None
+    """Where the address stands that was asked, on a wildcard bind."""
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return len(self.reply)
 
 
 class BatchResponder:
@@ -118,8 +150,13 @@ class BatchResponder:
             self._own, self._asked = columns.own.view(np.uint32)[:, 0], columns.asked.view(np.uint32)[:, 0]
             self._asked_octets = columns.asked[:, 0]
             self._origins = words[:, _ORIGIN_AT // 4]
-        self._template = _template(responder, local, columns.replies.shape[1])
-        classic, modern = map(_size_of, self._template)
+        self._new_form = partial(_form, responder, local)
+        self._forms: dict[tuple[int, bool], _Form] = {}
+        forms = [self._form(HEADER_BYTES, is_modern) for is_modern in (False, True)]
+        self._template = np.zeros((len(forms), columns.replies.shape[1]), np.uint8)
+        for row, form in zip(self._template, forms, strict=True):
+            row[: form.size] = form.reply
+        classic, modern = (form.size for form in forms)
         self._sizes = np.array([classic, modern], np.uint64)
         self._size = modern if modern == classic else None
 
@@ -141,7 +178,8 @@ class BatchResponder:
         if self._asked_octets is not None:
             is_odd |= self._is_for_many(count)
         if not np.count_nonzero(is_odd) and (admitted is None or np.count_nonzero(admitted) == count):
-            return Outcome(count, self._write(slice(count), count), None, _NO_ROWS, _NOTHING)
+            sizes, classic = self._write(slice(count), count)
+            return Outcome(count, sizes, None, _NO_ROWS, _NOTHING, classic)
         return self._sort(count, ports, admitted)
 
     def _sort(self, count: int, ports: NDArray[np.uint16], admitted: NDArray[np.bool_] | None) -> Outcome:
@@ -153,6 +191,7 @@ class BatchResponder:
         is_unjudged = codes == _ANSWERED
         is_plain = (self._columns.lengths[:count] == HEADER_BYTES) & (self._kinds[:count] == _BINDING_REQUEST)
         codes[is_unjudged & ~is_plain] = _ODD
+        codes[is_unjudged & self._is_idle(count)] = _IDLE
         codes[is_unjudged & self._is_not_stun(count)] = self._not_stun
         if self._asked_octets is not None:
             codes[self._is_for_many(count)] = _ODD
@@ -160,9 +199,14 @@ class BatchResponder:
             codes[~admitted] = _LIMITED
         rows = np.flatnonzero(codes == _ANSWERED)
         counts = np.bincount(codes).tolist()
-        dropped = {_REASONS[code]: number for code, number in enumerate(counts[_ODD + 1 :]) if number}
-        sizes = self._write(rows, len(rows))
-        return Outcome(len(rows), sizes, rows, np.flatnonzero(codes == _ODD), dropped)
+        dropped = {_REASONS[code]: number for code, number in enumerate(counts[_IDLE + 1 :]) if number}
+        sizes, classic = self._write(rows, len(rows))
+        idle = np.flatnonzero(codes == _IDLE)
+        if len(idle):
+            idle, idle_sizes, idle_classic = self._write_idle(idle, len(rows))
+            sizes = np.concatenate((np.broadcast_to(np.uint64(sizes), len(rows)), idle_sizes))
+            rows, classic = np.concatenate((rows, idle)), classic + idle_classic
+        return Outcome(len(rows), sizes, rows, np.flatnonzero(codes == _ODD), dropped, classic)
 
     def _is_for_many(self, count: int) -> NDArray[np.bool_]:
         """Which rows were sent to an address of many machines."""
@@ -180,8 +224,62 @@ class BatchResponder:
         condemned: NDArray[np.bool_] = (payload[:, 0] > 0x3F) | (claimed != lengths)
         return condemned
 
-    def _write(self, rows: slice | NDArray[np.intp], count: int) -> NDArray[np.uint64] | int:
-        """Write the replies to `rows`, which are plain requests; returns their sizes."""
+    def _is_idle(self, count: int) -> NDArray[np.bool_]:
+        """Which rows are requests with one attribute that asks for nothing."""
+        payload, lengths = self._columns.payload[:count], self._columns.lengths[:count]
+        attributes = payload[:, HEADER_BYTES : HEADER_BYTES + 8].view(">u8")[:, 0].astype(np.uint64)
+        claimed = (attributes >> np.uint64(32)).astype(np.int64) - (SOFTWARE.type << 16)
+        is_idle: NDArray[np.bool_] = (claimed >= 0) & (_VALUE_AT + (claimed + 3 & ~3) == lengths)
+        is_idle &= lengths <= _MOST_BYTES
+        is_idle |= (attributes == np.uint64(_CHANGE_NOTHING)) & (lengths == _VALUE_AT + 4)
+        starts = payload[:, :4].view(">u4")[:, 0].astype(np.int64)
+        is_idle &= starts == (_REQUEST << 16) - HEADER_BYTES + lengths.astype(np.int64)
+        return is_idle
+
+    def _write_idle(
+        self, rows: NDArray[np.intp], start: int
+    ) -> tuple[NDArray[np.intp], NDArray[np.uint64], int]:
+        """Write the replies to idle `rows` from the place `start` on.
+
+        Returns the rows in the order of the replies, their sizes, and how many are classic.
+        """
+        is_modern = self._cookies[rows] == _COOKIE
+        kinds = self._columns.lengths[rows].astype(np.intp) << 1 | is_modern
+        order = np.argsort(kinds, kind="stable")
+        rows, sizes = rows[order], np.empty(len(rows), np.uint64)
+        first = 0
+        for kind, number in zip(
+            *(part.tolist() for part in np.unique(kinds, return_counts=True)), strict=True
+        ):
+            form, end = self._form(kind >> 1, bool(kind & 1)), first + number
+            self._fill(form, rows[first:end], self._columns.replies[start + first : start + end])
+            sizes[first:end] = form.size
+            first = end
+        return rows, sizes, len(rows) - int(np.count_nonzero(is_modern))
+
+    def _fill(self, form: _Form, rows: NDArray[np.intp], replies: NDArray[np.uint8]) -> None:
+        """Write the replies of one form to `rows`."""
+        keys, addresses = self._columns.payload[rows, 4:HEADER_BYTES], self._columns.addresses[rows]
+        ports = self._columns.ports[rows].astype(">u2").view(np.uint8).reshape(-1, 2)
+        replies[:, : form.size] = form.reply
+        replies[:, 4:HEADER_BYTES] = keys
+        for at in form.mapped_at:
+            replies[:, at - 2 : at] ^= ports
+            replies[:, at : at + addresses.shape[1]] ^= addresses
+        if form.is_modern and self._is_ipv6:  # the key goes on with the transaction id
+            replies[:, _ADDRESS_AT + 4 : _ADDRESS_AT + 16] ^= keys[:, 4:]
+        if form.origin_at is not None and self._columns.own is not None:
+            replies[:, form.origin_at : form.origin_at + addresses.shape[1]] = self._columns.own[rows]
+
+    def _form(self, size: int, is_modern: bool) -> _Form:
+        """What is replied to plain and idle requests of that size."""
+        form = self._forms.get((size, is_modern))
+        if form is None:
+            form = self._forms[size, is_modern] = self._new_form(size, is_modern)
+        return form
+
+    def _write(self, rows: slice | NDArray[np.intp], count: int) -> tuple[NDArray[np.uint64] | int, int]:
+        """Write the replies to `rows`, which are plain requests: their sizes, and how many are classic."""
         keys, is_modern = self._keys[rows], (self._cookies[rows] == _COOKIE).view(np.uint8)
         self._template.take(is_modern, axis=0, out=self._columns.replies[:count], mode="clip")
         self._reply_keys[:count] = keys
@@ -196,31 +294,34 @@ class BatchResponder:
         elif self._asked_octets is not None:
             self._origins[:count] = self._own[rows]
         sizes: NDArray[np.uint64] | int = self._size or self._sizes.take(is_modern)
-        return sizes
+        return sizes, count - int(np.count_nonzero(is_modern))
 
 
-def _template(responder: Responder, local: Endpoint, row_bytes: int) -> NDArray[np.uint8]:
-    """The replies of a socket to the plain requests of both dialects, the classic one first.
-
-    Where the mapped address stands they have what it is XOR-ed with, save the transaction id. On a wildcard
-    bind the origin comes at `_ORIGIN_AT`; over IPv6 there is no room for it.
-    """
+def _form(responder: Responder, local: Endpoint, size: int, is_modern: bool) -> _Form:
+    """What a socket replies to plain requests, and to those of more than 20 bytes with SOFTWARE."""
     ip = IPv6Address("2001:db8::1") if local.is_ipv6 else IPv4Address("198.51.100.1")
-    source = Endpoint(ip, 0x8000)
-    if local.ip.is_unspecified:
-        local = Endpoint(IPv6Address("2001:db8::2") if local.is_ipv6 else _ANY_ORIGIN, local.port)
+    refused = responder.reflector_ports.union(endpoint.port for endpoint in responder.addresses.endpoints)
+    port = next(port for port in range(0xFFFF, 0, -1) if port not in refused)
+    source, is_anywhere = Endpoint(ip, port), local.ip.is_unspecified
+    if is_anywhere:
+        own = IPv6Address("2001:db8::2") if local.is_ipv6 else IPv4Address("198.51.100.2")
+        local = Endpoint(own, local.port)
+    software = () if size == HEADER_BYTES else (SOFTWARE.of("n" * (size - _VALUE_AT)),)
+    transaction_id = bytes(12 if is_modern else 16)
+    request = Message(Method.BINDING, MessageClass.REQUEST, transaction_id, software).encode()
+    answer = responder.respond(request, source, local)
+    assert isinstance(answer, Reply)
+    reply = np.frombuffer(answer.data, np.uint8).copy()
     mapped = np.frombuffer(source.port.to_bytes(2, "big") + ip.packed, np.uint8)
-    replies = np.zeros((2, row_bytes), np.uint8)
-    for row, cookie in enumerate((_CLASSIC_COOKIE, MAGIC_COOKIE)):
-        answer = responder.respond(b"\0\1\0\0" + cookie + bytes(12), source, local)
-        assert isinstance(answer, Reply)
-        replies[row, : len(answer.data)] = np.frombuffer(answer.data, np.uint8)
-        replies[row, _PORT_AT : _PORT_AT + len(mapped)] ^= mapped
-    return replies
-
-
-def _size_of(reply: NDArray[np.uint8]) -> int:
-    return HEADER_BYTES + int.from_bytes(reply[2:4].tobytes(), "big")
+    mapped_at, origin_at = [], None
+    for number, attribute in enumerate(Message.parse(answer.data).attributes):
+        at = _ADDRESS_AT + number * (_ADDRESS_AT - HEADER_BYTES + len(ip.packed))
+        if attribute.type in (XOR_MAPPED_ADDRESS.type, MAPPED_ADDRESS.type):
+            mapped_at.append(at)
+            reply[at - 2 : at - 2 + len(mapped)] ^= mapped
+        elif is_anywhere and attribute.type in (RESPONSE_ORIGIN.type, SOURCE_ADDRESS.type):
+            origin_at = at
+    return _Form(reply, is_modern, tuple(mapped_at), origin_at)
 
 
 def _port_codes(responder: Responder) -> NDArray[np.uint8]:

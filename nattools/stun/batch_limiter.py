@@ -28,10 +28,15 @@ class BatchLimiter(Limiter):
     """A `Limiter` that can judge many datagrams at once too; both ways use the same buckets."""
 
     def __init__(
-        self, limits: Limits | None = None, *, entropy: Entropy, buckets: int = DEFAULT_BUCKETS
+        self,
+        limits: Limits | None = None,
+        *,
+        entropy: Entropy,
+        buckets: int = DEFAULT_BUCKETS,
+        memory: memoryview | None = None,
     ) -> None:
         """As for `Limiter`."""
-        super().__init__(limits, entropy=entropy, buckets=buckets)
+        super().__init__(limits, entropy=entropy, buckets=buckets, memory=memory)
         self._times = np.frombuffer(self._full_at, dtype=np.int64)
         self._starts = np.arange(len(Level), dtype=np.int64) * buckets
         self._spreads = np.array(self._spread, np.uint64)
@@ -43,6 +48,7 @@ class BatchLimiter(Limiter):
         self._rows = rows
         self._intervals = np.tile(np.array([interval for interval, _ in self._costs], np.int64), rows)
         self._spans = np.tile(np.array([span for _, span in self._costs], np.int64), rows)
+        self._latest_for_one = self._spans - self._intervals
         self._everybody = np.ones(rows, np.bool_)
         self._everybody.flags.writeable = False
 
@@ -63,16 +69,16 @@ class BatchLimiter(Limiter):
             self._prepare(count)
         buckets = self._buckets_of(addresses, ports)
         if count == 0 or self._admit_all(buckets.reshape(-1), now_ns):
-            self.admitted += count
+            self.judged[-1] += count
             return self._everybody[:count]
         admitted = np.ones(count, np.bool_)
         rows = np.arange(count)
         for level in Level:
             has_token = self._take(level, buckets[rows, level], now_ns)
             admitted[rows[~has_token]] = False
-            self.refused[level] += int(np.count_nonzero(~has_token))
+            self.judged[level] += int(np.count_nonzero(~has_token))
             rows = rows[has_token]
-        self.admitted += len(rows)
+        self.judged[-1] += len(rows)
         return admitted
 
     def _buckets_of(self, addresses: Addresses, ports: NDArray[np.uint16]) -> NDArray[np.int64]:
@@ -101,6 +107,8 @@ class BatchLimiter(Limiter):
         times, count = self._times, len(buckets)
         full = times.take(buckets)
         np.maximum(full, now_ns, out=full)
+        if (full - self._latest_for_one[:count]).max() > now_ns:
+            return False  # nothing is written: where one source floods several processes, that is usual
         times[buckets] = full
         intervals = self._intervals[:count]
         np.add.at(times, buckets, intervals)
@@ -114,27 +122,31 @@ class BatchLimiter(Limiter):
     def _take(self, level: Level, buckets: NDArray[np.int64], now_ns: int) -> NDArray[np.bool_]:
         """Which rows find a token in their bucket of this level, the earlier row before the later.
 
-        `_admit_all` has brought the buckets forward to `now_ns`.
+        What other processes have written meanwhile is overwritten only where it is nothing or nonsense.
         """
         interval_ns, span_ns = self._costs[level]
         if not len(buckets):
             return np.empty(0, np.bool_)
-        np.add.at(self._times, buckets, interval_ns)
-        if self._times.take(buckets).max() <= now_ns + span_ns:
-            return np.ones(len(buckets), np.bool_)
-        np.subtract.at(self._times, buckets, interval_ns)
-        order = np.argsort(buckets, kind="stable")
-        grouped = buckets[order]
-        positions = np.arange(len(grouped))
-        is_first = np.ones(len(grouped), np.bool_)
-        is_first[1:] = grouped[1:] != grouped[:-1]
-        rank = positions - np.maximum.accumulate(np.where(is_first, positions, 0))
-        tokens = (now_ns + span_ns - self._times[grouped]) // interval_ns
-        has_token = np.empty(len(grouped), np.bool_)
-        has_token[order] = rank < tokens
-        np.add.at(self._times, buckets[has_token], interval_ns)
+        latest_ns, times = now_ns + span_ns, self._times.take(buckets)
+        self._times[buckets[times > latest_ns]] = latest_ns
+        tokens = (latest_ns - np.clip(times, now_ns, latest_ns)) // interval_ns
+        has_token = np.ones(len(buckets), np.bool_)
+        if tokens.min() < len(buckets):  # or there are enough, though all rows had one bucket
+            order = np.argsort(buckets, kind="stable")
+            has_token[order] = _ranks(buckets[order]) < tokens[order]
+        taken = buckets[has_token]
+        self._times[taken[times[has_token] < now_ns]] = now_ns
+        np.add.at(self._times, taken, interval_ns)
         return has_token
 
     def _empty(self, level: Level, latest_ns: int) -> int:
-        start = level * self._buckets
-        return int(np.count_nonzero(self._times[start : start + self._buckets] > latest_ns))
+        start = level * self.buckets
+        return int(np.count_nonzero(self._times[start : start + self.buckets] > latest_ns))
+
+
+def _ranks(grouped: NDArray[np.int64]) -> NDArray[np.intp]:
+    """How many equal numbers stand before each, where equal ones stand together."""
+    positions = np.arange(len(grouped))
+    is_first = np.ones(len(grouped), np.bool_)
+    is_first[1:] = grouped[1:] != grouped[:-1]
+    return positions - np.maximum.accumulate(np.where(is_first, positions, 0))

@@ -52,7 +52,7 @@ def saslprep(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     from scramp import ScramException
-    from scramp.core import saslprep as prepare  # as above
+    from scramp.core import saslprep as prepare  # which ASCII does not need, and takes long to load
 
     try:
         return str(prepare(text))

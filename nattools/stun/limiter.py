@@ -13,12 +13,17 @@ at the most. A flood from sources that are forged at random spreads over all buc
 A bucket is one number, the time at which it will be full again (the generic cell rate algorithm of ITU-T
 I.371), in whole nanoseconds. So `nattools.stun.batch_limiter`, which judges a batch at once, comes to the
 same result to the last datagram.
+
+Several processes can have one limiter's buckets in memory that they share. They take no lock: where two
+judge datagrams of one bucket in the same microseconds, what one of them took can be lost, or taken twice. Who
+flooded two processes at full speed was answered a tenth too often; others hardly ever meet. No bucket is
+believed to be emptier than empty, so that whatever two processes did to it, it has a token one interval after
+it refused one.
 """
 
 from __future__ import annotations
 
-from array import array
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 
 from nattools.endpoint import Endpoint
@@ -48,6 +53,10 @@ class Level(IntEnum):
     SHARER = 1  # IPv4: the address and a block of 1,024 ports; IPv6: the address
     ADDRESS = 2  # IPv4: the address; IPv6: its /64
     NETWORK = 3  # IPv4: /24; IPv6: /48
+
+
+BYTES_OF_BUCKETS = 8 * DEFAULT_BUCKETS * len(Level)
+"""Of all levels, unless a `Limiter` is given another number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,37 +104,35 @@ class Limits:
         return self.socket, self.sharer, self.address, self.network
 
 
-@dataclass(frozen=True, slots=True)
-class LimiterState:
-    """What a limiter did so far, and how many of its buckets are empty now, by level."""
-
-    admitted: int
-    refused: dict[Level, int] = field(hash=False)
-    empty: dict[Level, int] = field(hash=False)
-    buckets: int
-    """So many each level has."""
-
-
 class Limiter:
     """Judges one datagram after the other. `BatchLimiter` judges many at once, with numpy."""
 
     def __init__(
-        self, limits: Limits | None = None, *, entropy: Entropy, buckets: int = DEFAULT_BUCKETS
+        self,
+        limits: Limits | None = None,
+        *,
+        entropy: Entropy,
+        buckets: int = DEFAULT_BUCKETS,
+        memory: memoryview | None = None,
     ) -> None:
         """Make one with every bucket full. `buckets`, a power of two, are what each level has.
 
+        `memory` has room for all of them, 8 bytes each, and nothing but zeros. Processes that share it share
+        the limits too, if they have this limiter, with its secrets, from the one that they were forked from.
         Raises `TransportError` for another number of buckets.
         """
         if not 2 <= buckets <= _MOST_BUCKETS or buckets & (buckets - 1):
             raise TransportError(f"{buckets} buckets; a power of two from 2 to {_MOST_BUCKETS} is needed")
         self.limits = limits or Limits()
-        self.admitted = 0
-        """How many datagrams were let through."""
-        self.refused = [0] * len(Level)
-        """How many were not, by the `Level` that had no token left."""
-        self._buckets = buckets
+        self.judged: list[int] | memoryview = [0] * (len(Level) + 1)
+        """How many datagrams were refused, by `Level`, and last how many were let through.
+
+        Memory that others read can take its place.
+        """
+        self.buckets = buckets
+        """So many each level has."""
         self._shift = 64 - (buckets.bit_length() - 1)
-        self._full_at = array("q", bytes(8 * buckets * len(Level)))
+        self._full_at = (memory or memoryview(bytearray(8 * buckets * len(Level)))).cast("q")
         self._costs = tuple((rate.interval_ns, rate.span_ns) for rate in self.limits.rates)
         self._spread = tuple(_multiplier(entropy) for _ in Level)
         self._halves = (_multiplier(entropy), _multiplier(entropy), _multiplier(entropy))
@@ -139,35 +146,44 @@ class Limiter:
         full_at, shift = self._full_at, self._shift
         for level, key in enumerate(self._keys(source)):
             interval_ns, span_ns = self._costs[level]
-            bucket = level * self._buckets + ((key * self._spread[level] & WORD) >> shift)
+            bucket = level * self.buckets + ((key * self._spread[level] & WORD) >> shift)
             full = max(full_at[bucket], now_ns) + interval_ns
             if full > now_ns + span_ns:
-                self.refused[level] += 1
+                full_at[bucket] = min(full_at[bucket], now_ns + span_ns)
+                self.judged[level] += 1
                 return False
             full_at[bucket] = full
-        self.admitted += 1
+        self.judged[-1] += 1
         return True
 
     def become(self, limits: Limits) -> None:
         """Have these limits from now on, with every bucket full; what was counted stays."""
         self.limits = limits
         self._costs = tuple((rate.interval_ns, rate.span_ns) for rate in limits.rates)
-        self._full_at[:] = array("q", bytes(8 * len(self._full_at)))
+        self._full_at[:] = memoryview(bytes(self._full_at.nbytes)).cast("q")
 
-    def state(self, *, now: float) -> LimiterState:
-        """What metrics show. It looks at every bucket, which takes some milliseconds."""
+    @property
+    def admitted(self) -> int:
+        """How many datagrams were let through."""
+        return self.judged[-1]
+
+    @property
+    def refused(self) -> list[int]:
+        """How many were not, by the `Level` that had no token left."""
+        return list(self.judged[:-1])
+
+    def empty(self, *, now: float) -> dict[Level, int]:
+        """How many buckets of each level have no token now: a look at all of them, some milliseconds."""
         now_ns = int(now * NANOSECONDS)
-        empty = {
+        return {
             level: self._empty(level, now_ns + span_ns - interval_ns)
             for level, (interval_ns, span_ns) in zip(Level, self._costs, strict=True)
         }
-        refused = {level: self.refused[level] for level in Level}
-        return LimiterState(self.admitted, refused, empty, self._buckets)
 
     def _empty(self, level: Level, latest_ns: int) -> int:
         """How many buckets of the level will be full only after `latest_ns`, and so have no token now."""
-        start = level * self._buckets
-        return sum(full > latest_ns for full in self._full_at[start : start + self._buckets])
+        start = level * self.buckets
+        return sum(full > latest_ns for full in self._full_at[start : start + self.buckets])
 
     def _keys(self, source: Endpoint) -> tuple[int, int, int, int]:
         """64 bits for each level, different for different sources (over IPv6 but for rare accidents)."""

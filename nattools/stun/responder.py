@@ -10,8 +10,8 @@ one exception is PADDING to a user whose credentials were checked (`nattools.stu
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from enum import Enum
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
 
 from nattools.endpoint import Endpoint, IPAddress
 from nattools.errors import DecodeError, TransportError
@@ -48,6 +48,8 @@ from nattools.stun.attributes import (
 )
 from nattools.stun.integrity import fingerprint_holds, with_fingerprint
 from nattools.stun.message import HEADER_BYTES, Message, MessageClass, Method
+from nattools.stun.shared_secrets import SharedSecrets
+from nattools.stun.uri import Transport
 
 DEFAULT_PORT = 3478
 DEFAULT_ALTERNATE_PORT = 3479
@@ -115,6 +117,18 @@ class DropReason(Enum):
     RATE_LIMITED = "over the limit of their source"
     REFLECTOR_PORT = "from or for the port of a well-known reflector"
     SLOW_CONNECTION = "slow connections"
+    TLS_FAILED = "connections whose TLS failed"
+    TOO_LONG = "too long for a connection"
+
+
+class RequestKind(IntEnum):
+    """What a request that was answered had asked."""
+
+    PLAIN = 0  # where it comes from, as RFC 8489 and RFC 5389 do
+    CLASSIC = 1  # the same, as RFC 3489 does
+    BEHAVIOUR = 2  # how its NAT behaves: CHANGE-REQUEST, RESPONSE-PORT, RESPONSE-ADDRESS, PADDING
+    SHARED_SECRET = 3  # RFC 3489 §8.2
+    SIP = 4  # how it arrived, as SIP
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +138,13 @@ class Reply:
     data: bytes
     origin: Endpoint
     destination: Endpoint
+    kind: RequestKind = field(default=RequestKind.PLAIN, compare=False)
+    """What it answers."""
+
+    @property
+    def is_error(self) -> bool:
+        """Whether it says that the request cannot be served."""
+        return self.kind is not RequestKind.SIP and bool(self.data[1] & 0x10)  # RFC 8489 §5
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,10 +210,13 @@ class Responder:
         *,
         reflector_ports: Collection[int] = REFLECTOR_PORTS,
         accounts: Accounts | None = None,
+        secrets: SharedSecrets | None = None,
         advertise: Mapping[IPAddress, IPAddress] | None = None,
     ) -> None:
         """With `accounts` only users may send CHANGE-REQUEST, RESPONSE-PORT, RESPONSE-ADDRESS and PADDING.
 
+        `secrets` are handed out over TLS, and a classic request that is sealed is judged by them: its client
+        is a user, and the reply is sealed alike. They do not make anything for users only.
         Nothing is answered that comes from one of `reflector_ports`, or asks for the reply to go there.
         Where a 1:1 NAT gives an address of this machine another one outside, as clouds do, `advertise` has
         that: replies name it in place of the machine's own.
@@ -200,20 +224,27 @@ class Responder:
         self.addresses = addresses
         self.reflector_ports = frozenset(reflector_ports)
         self.accounts = accounts
+        self.secrets = secrets
         self._advertise = dict(advertise or {})
         self._own = frozenset((*addresses.endpoints, *map(self._outside, addresses.endpoints)))
         self._own_ports = frozenset(endpoint.port for endpoint in addresses.endpoints)
         self._is_wildcard = addresses.address.is_unspecified
 
     def respond(
-        self, data: bytes, source: Endpoint, local: Endpoint, *, stream: bool = False, now: float = 0.0
+        self,
+        data: bytes,
+        source: Endpoint,
+        local: Endpoint,
+        *,
+        transport: Transport = Transport.UDP,
+        now: float = 0.0,
     ) -> Reply | DropReason:
         """What to do about `data`, which came from `source` to `local`.
 
         `local` has the address that the client really asked, also where the socket is bound to the
-        unspecified one. `stream` says that the message came over TCP. `now` is wanted only with accounts,
-        whose nonces age by it.
+        unspecified one. `now` is wanted only with accounts and secrets: nonces and secrets age by it.
         """
+        stream = transport is not Transport.UDP
         obstacle = self._obstacle(source, local, stream)
         if obstacle is not None:
             return obstacle
@@ -228,9 +259,24 @@ class Responder:
         if request.method == Method.BINDING:
             return self._bind(request, source, local, stream, now)
         if request.method == Method.SHARED_SECRET and request.is_classic:
-            return _refuse(request, source, local, ErrorCode.USE_TLS)  # RFC 3489 §8.2
+            return self._share(request, source, local, transport, now)
         # RFC 8489 §6.3: what is of no supported method is silently discarded. That goes for TURN too.
         return DropReason.UNSUPPORTED_METHOD
+
+    def _share(
+        self, request: Message, source: Endpoint, local: Endpoint, transport: Transport, now: float
+    ) -> Reply:
+        """Answer a Shared Secret Request (RFC 3489 §8.2)."""
+        if self.secrets is None:
+            return _refuse(request, source, local, ErrorCode.GLOBAL_FAILURE)  # elsewhere it fares no better
+        if transport is not Transport.TLS:
+            return _refuse(request, source, local, ErrorCode.USE_TLS)
+        unknown = _unknown_attributes(request, stream=True)
+        if unknown:
+            return _refuse(request, source, local, ErrorCode.UNKNOWN_ATTRIBUTE, unknown)
+        secret = self.secrets.issue(source, now=now)
+        data = _encode(request, MessageClass.SUCCESS, secret.attributes)
+        return Reply(data, local, source, RequestKind.SHARED_SECRET)
 
     def _bind(
         self, request: Message, source: Endpoint, local: Endpoint, stream: bool, now: float
@@ -275,17 +321,26 @@ class Responder:
         if padding is not None:
             excess = max(0, _size(request, attributes, admission) - MOST_REPLY_BYTES)
             attributes[-1] = PADDING.of(bytes(len(attributes[-1].value) - excess))
-        return Reply(_encode(request, MessageClass.SUCCESS, attributes, admission), origin, destination)
+        data = _encode(request, MessageClass.SUCCESS, attributes, admission)
+        return Reply(data, origin, destination, _kind_of(request))
 
     def _judge(self, request: Message, source: Endpoint, now: float) -> Admission | Rejection | None:
         """Whether the request is from a user; None where it need not be, and does not show that it is."""
+        rejection = None
+        if self.secrets is not None and request.is_classic and request.has(MESSAGE_INTEGRITY):
+            judged = self.secrets.judge(request, source, now=now)
+            if isinstance(judged, Admission):
+                return judged
+            rejection = judged
         if self.accounts is None:
-            return None
+            return rejection
         is_for_users = _is_for_users(request)
         if not is_for_users and not is_sealed(request):
             return None
         judged = self.accounts.judge(request, source, now=now)
-        return judged if is_for_users or isinstance(judged, Admission) else None
+        if isinstance(judged, Admission):
+            return judged
+        return rejection or (judged if is_for_users else None)
 
     def _origin(self, local: Endpoint, change: ChangeRequest, stream: bool) -> Endpoint | None:
         """The socket that the reply must leave from, or None where there is no such."""
@@ -387,12 +442,20 @@ def _is_for_users(request: Message) -> bool:
     )
 
 
+def _kind_of(request: Message) -> RequestKind:
+    if request.method == Method.SHARED_SECRET:
+        return RequestKind.SHARED_SECRET
+    if _is_for_users(request):
+        return RequestKind.BEHAVIOUR
+    return RequestKind.CLASSIC if request.is_classic else RequestKind.PLAIN
+
+
 def _reject(request: Message, source: Endpoint, local: Endpoint, rejection: Rejection) -> Reply:
     """The error response to who is no user; without the challenge where that is too much for the request."""
     reply = _encode(request, MessageClass.ERROR, rejection.attributes)
     if len(reply) > MOST_AMPLIFICATION * len(request.encode()):
         reply = _encode(request, MessageClass.ERROR, rejection.attributes[:1])
-    return Reply(reply, local, source)
+    return Reply(reply, local, source, _kind_of(request))
 
 
 def _refuse(
@@ -411,7 +474,8 @@ def _refuse(
     attributes = [ERROR_CODE.of(Error(code, phrase))]
     if unknown:
         attributes.append(UNKNOWN_ATTRIBUTES.of(unknown))
-    return Reply(_encode(request, MessageClass.ERROR, attributes, admission), local, source)
+    data = _encode(request, MessageClass.ERROR, attributes, admission)
+    return Reply(data, local, source, _kind_of(request))
 
 
 def _size(request: Message, attributes: list[Attribute], admission: Admission | None) -> int:

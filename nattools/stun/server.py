@@ -1,132 +1,139 @@
-"""The STUN server: sockets around a `Responder`, over UDP and TCP (RFC 8489 §12 asks for both)."""
+"""The STUN server: sockets around a `Responder`, over UDP and TCP (RFC 8489 §12 asks for both), and TLS."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from nattools.endpoint import Endpoint, IPAddress
-from nattools.errors import DecodeError, LocalAddressError
-from nattools.net.listener import Datagram, SocketAddress, StreamListener, UdpListener
+from nattools.errors import LocalAddressError
+from nattools.net.listener import Datagram, SocketAddress, UdpListener
 from nattools.net.runner import MachineRunner
-from nattools.net.udp import UdpSocket, endpoint_of, socket_address
+from nattools.net.tls import ServerCertificate
+from nattools.net.udp import UdpSocket, socket_address
 from nattools.stun.accounts import Accounts
+from nattools.stun.connections import ConnectionCounts
+from nattools.stun.counts import Counts
 from nattools.stun.limiter import Limiter
-from nattools.stun.message import HEADER_BYTES, frame_size
 from nattools.stun.peer import PeerLink, PeerState
-from nattools.stun.responder import REFLECTOR_PORTS, DropReason, Reply, Responder, ServerAddresses
+from nattools.stun.responder import (
+    REFLECTOR_PORTS,
+    DropReason,
+    Reply,
+    RequestKind,
+    Responder,
+    ServerAddresses,
+)
+from nattools.stun.shared_secrets import SharedSecrets
+from nattools.stun.streams import StreamServer
+from nattools.stun.uri import TLS_PORT, Transport
 
 if TYPE_CHECKING:
     from nattools.net.batch import BatchReader  # they want numpy, which not every server has
     from nattools.stun.batch import BatchResponder
 
-MOST_CONNECTIONS = 256
-"""So many TCP connections are served at a time; further ones are closed at once."""
-
-IDLE_SECONDS = 30.0
-"""A connection that takes longer to send a whole request, or to take its reply, is closed."""
-
 AnswerOther = Callable[[bytes, Endpoint], bytes | None]
 """Answers a datagram that is no STUN, given where it came from, or leaves it unanswered (None)."""
 
-_MOST_STREAM_BYTES = 0xFFFF + HEADER_BYTES
 _PORT_ATTEMPTS = 16
 
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions:
+    """What a server does beside answering at its addresses."""
+
+    more_ports: tuple[int, ...] = ()
+    """UDP ports of each address on which STUN is answered as well."""
+    answer_other: AnswerOther | None = None
+    """Is asked about what is no STUN on every UDP socket; its answers leave from there, to who sent it."""
+    limiter: Limiter | None = None
+    """Must admit each datagram. Sockets are read in batches where it is a `BatchLimiter` or None."""
+    accounts: Accounts | None = None
+    secrets: SharedSecrets | None = None
+    reflector_ports: Collection[int] = REFLECTOR_PORTS
+    advertise: Mapping[IPAddress, IPAddress] = field(default_factory=dict)
+    """These four are as for `Responder`."""
+    reuse_port: bool = False
+    """Whether other servers of this user can have the same addresses: Linux shares the clients out."""
+    link: PeerLink | None = None
+    """Makes the server one of two hosts; its addresses are the link's `hosts.alone`.
+
+    As long as the other is heard, clients are told of both on all ports but `more_ports`.
+    """
+    certificate: ServerCertificate | None = None
+    """With one, TLS is served on `tls_port`, and on all TCP ports to who begins with it, as in RFC 3489."""
+    tls_port: int = TLS_PORT
+    connections: ConnectionCounts = field(default_factory=ConnectionCounts)
+    """How many there may be; other servers of this process may have the same."""
+    counts: Counts = field(default_factory=Counts)
+    """Where all that is done is counted; other servers of this process may count there, too."""
+
+
 class StunServer:
     """A running STUN server. Make it with `StunServer.start`, end it with `close` or `async with`."""
 
-    def __init__(
-        self,
-        addresses: ServerAddresses,
-        *,
-        more_ports: Sequence[int] = (),
-        answer_other: AnswerOther | None = None,
-        limiter: Limiter | None = None,
-        accounts: Accounts | None = None,
-        reflector_ports: Collection[int] = REFLECTOR_PORTS,
-        advertise: Mapping[IPAddress, IPAddress] | None = None,
-        reuse_port: bool = False,
-        link: PeerLink | None = None,
-    ) -> None:
+    def __init__(self, addresses: ServerAddresses, options: ServerOptions) -> None:
+        """Use `start` instead."""
+        link = options.link
+        self._options = options
         self._new_responder = partial(
-            Responder, reflector_ports=reflector_ports, accounts=accounts, advertise=advertise
+            Responder,
+            reflector_ports=options.reflector_ports,
+            accounts=options.accounts,
+            secrets=options.secrets,
+            advertise=options.advertise,
         )
         self._responder = self._new_responder(addresses)
-        self._advertises = bool(advertise)
-        self._reuse_port = reuse_port
         self._link = link
         self._link_socket: UdpSocket | None = None
         self._link_runner: MachineRunner[Reply | PeerState] | None = None
         self._whole = None if link is None else self._new_responder(link.hosts.whole)
-        self._more_ports = tuple(more_ports)
-        self._answer_other = answer_other
-        self._limiter = limiter
+        self._more_ports = options.more_ports
+        self._limiter = options.limiter
         self._now = asyncio.get_running_loop().time
         self._udp: dict[Endpoint, UdpListener] = {}
-        self._tcp: list[StreamListener] = []
-        self._connections: set[asyncio.Task[None]] = set()
-        self.answered = 0
-        """How many requests were answered, with success or with an error, by `answer_other` among them."""
-        self.dropped: Counter[DropReason] = Counter()
-        """How many datagrams and connections were not, by reason."""
-        self.batches = 0
-        """How many batches were read."""
-        self.batched = 0
-        """How many datagrams were in them."""
+        self.tls_port = None if options.certificate is None else options.tls_port
+        """The TCP port of each address that is for TLS alone, where there is a certificate."""
+        self.counts = options.counts
+        """What was done so far."""
+        self._streams = StreamServer(
+            self._respond,
+            self._count,
+            counts=self.counts,
+            connections=options.connections,
+            limiter=options.limiter,
+            certificate=options.certificate,
+            reuse_port=options.reuse_port,
+        )
+        self._is_ipv6 = addresses.address.version == 6
+        self._overrun_before_close = 0
         self.why_one_by_one = ""
         """Why the UDP sockets are not read in batches; empty where they are."""
         self.is_paired = False
         """Whether the other of two hosts is there, so that clients can test their NAT."""
 
     @classmethod
-    async def start(
-        cls,
-        addresses: ServerAddresses,
-        *,
-        more_ports: Sequence[int] = (),
-        answer_other: AnswerOther | None = None,
-        limiter: Limiter | None = None,
-        accounts: Accounts | None = None,
-        reflector_ports: Collection[int] = REFLECTOR_PORTS,
-        advertise: Mapping[IPAddress, IPAddress] | None = None,
-        reuse_port: bool = False,
-        link: PeerLink | None = None,
-    ) -> StunServer:
+    async def start(cls, addresses: ServerAddresses, options: ServerOptions | None = None) -> StunServer:
         """Bind every socket of `addresses` and serve. Port 0 is any free one, the same on both addresses.
 
-        STUN over UDP is answered on `more_ports` of each address as well. On every UDP socket `answer_other`
-        is asked about what is no STUN; its answers leave from there, to where the datagram came from.
-        Each datagram must first be admitted by `limiter`. Where that is a `BatchLimiter`, or None, the
-        sockets are read in batches if the system can. `accounts`, `reflector_ports` and `advertise` are as
-        for `Responder`. With `reuse_port` other servers of this user can have the same addresses: Linux
-        shares the clients out among those that all have it.
-        With `link` the server is one of two hosts, and `addresses` are its `hosts.alone`. As long as the
-        other is heard, clients are told of both on all ports but `more_ports`.
         Raises `LocalAddressError` where a port cannot be had; then none is kept.
         """
-        attempts = _PORT_ATTEMPTS if 0 in (addresses.port, addresses.alternate_port, *more_ports) else 1
+        options = options or ServerOptions()
+        ports = [addresses.port, addresses.alternate_port, *options.more_ports]
+        if options.certificate is not None:
+            ports.append(options.tls_port)
+        attempts = _PORT_ATTEMPTS if 0 in ports else 1
         while True:
             attempts -= 1
-            server = cls(
-                addresses,
-                more_ports=more_ports,
-                answer_other=answer_other,
-                limiter=limiter,
-                accounts=accounts,
-                reflector_ports=reflector_ports,
-                advertise=advertise,
-                reuse_port=reuse_port,
-                link=link,
-            )
+            server = cls(addresses, options)
             try:
                 await server._listen()
             except BaseException as error:
@@ -146,9 +153,24 @@ class StunServer:
         """The UDP ports beside those of `addresses`, as they really are."""
         return self._more_ports
 
+    @property
+    def overrun(self) -> int:
+        """How many datagrams were never read, since they came faster than that; as `UdpListener.overrun`."""
+        return self._overrun_before_close + sum(udp.overrun for udp in self._udp.values())
+
+    @property
+    def answered(self) -> int:
+        """How many requests were answered, with success or with an error, by `answer_other` among them."""
+        return self.counts.answered
+
+    @property
+    def dropped(self) -> Counter[DropReason]:
+        """How many datagrams and connections were not, by reason."""
+        return self.counts.dropped
+
     def summary(self) -> str:
         """What was done so far, in one line."""
-        return summary(self.answered, self.dropped)
+        return self.counts.summary()
 
     async def close(self) -> None:
         """Close every socket and connection."""
@@ -158,16 +180,11 @@ class StunServer:
             self._link_runner.close()
         if self._link_socket is not None:
             self._link_socket.close()
+        self._overrun_before_close = self.overrun
         for udp in self._udp.values():
             udp.close()
-        for tcp in self._tcp:
-            tcp.close()
         self._udp.clear()
-        self._tcp.clear()
-        connections = tuple(self._connections)
-        for connection in connections:
-            connection.cancel()
-        await asyncio.gather(*connections, return_exceptions=True)
+        await self._streams.close()
 
     async def __aenter__(self) -> StunServer:
         return self
@@ -191,14 +208,10 @@ class StunServer:
         asked = (wanted.port, wanted.alternate_port)
         # those first that were asked for: if they are taken, it is of them that the user must be told
         for endpoint in sorted(actual.endpoints, key=lambda it: it.port not in asked):
-            self._tcp.append(
-                await StreamListener.open(
-                    endpoint,
-                    self._on_connection,
-                    limit_bytes=_MOST_STREAM_BYTES,
-                    reuse_port=self._reuse_port,
-                )
-            )
+            self._streams.listen(endpoint)
+        if self.tls_port is not None:
+            for ip in dict.fromkeys(endpoint.ip for endpoint in actual.endpoints):
+                self.tls_port = self._streams.listen(Endpoint(ip, self.tls_port), tls_only=True)
         self.why_one_by_one = self._read_in_batches()
         if self._link is not None:
             await self._open_link(self._link)
@@ -225,7 +238,7 @@ class StunServer:
         if isinstance(event, Reply):
             sender, address = self._udp[event.origin], socket_address(event.destination)
             if not sender.send(event.data, address, source=event.origin.ip):
-                self.dropped[DropReason.SEND_FAILED] += 1
+                self.counts.drop(DropReason.SEND_FAILED)
             return
         self.is_paired = event is PeerState.UP
         assert self._link is not None
@@ -237,9 +250,13 @@ class StunServer:
             else "silent: until it is heard again, CHANGE-REQUEST is refused and OTHER-ADDRESS omitted",
         )
 
-    def _responder_at(self, local: Endpoint) -> Responder:
-        """Who answers at `local` now: for both hosts, or for what is bound here."""
-        if self.is_paired and self._whole is not None and local.port not in self._more_ports:
+    def _responder_at(self, local: Endpoint, transport: Transport = Transport.UDP) -> Responder:
+        """Who answers at `local` now: for both hosts, or for what is bound here.
+
+        Whether the other host has TLS is not known.
+        """
+        is_of_both = transport is not Transport.TLS and local.port not in self._more_ports
+        if self.is_paired and self._whole is not None and is_of_both:
             return self._whole
         return self._responder
 
@@ -250,7 +267,7 @@ class StunServer:
         return port
 
     def _listen_udp(self, local: Endpoint) -> int:
-        listener = UdpListener.open(local, self._on_datagram, reuse_port=self._reuse_port)
+        listener = UdpListener.open(local, self._on_datagram, reuse_port=self._options.reuse_port)
         self._udp[listener.local] = listener
         if not listener.knows_destinations:
             _log.warning(
@@ -262,7 +279,7 @@ class StunServer:
     def _read_in_batches(self) -> str:
         """Have every UDP socket read in batches; otherwise say why not."""
         is_wildcard = self._responder.addresses.address.is_unspecified
-        if is_wildcard and self._advertises:
+        if is_wildcard and self._options.advertise:
             return "what to advertise depends on the address that was asked; give the address to listen on"
         if _log.isEnabledFor(logging.DEBUG):
             return "each datagram is logged"
@@ -287,7 +304,7 @@ class StunServer:
                 local=listener.local,
                 columns=columns,
                 limiter=self._limiter,
-                not_stun_is_odd=self._answer_other is not None,
+                not_stun_is_odd=self._options.answer_other is not None,
             )
             alone = paired = new(self._responder)
             if self._whole is not None and listener.local.port not in self._more_ports:
@@ -298,15 +315,17 @@ class StunServer:
     def _on_batch(
         self, alone: BatchResponder, paired: BatchResponder, reader: BatchReader, count: int
     ) -> None:
-        self.batches += 1
-        self.batched += count
+        self.counts.batch(count)
         outcome = (paired if self.is_paired else alone).respond(count, now=self._now())
         sent = reader.reply(outcome.answered, outcome.sizes, outcome.rows)
-        self.answered += sent
+        classic = min(outcome.classic, sent)  # of those that were not sent the kind is not known
+        self.counts.answer(RequestKind.PLAIN, ipv6=self._is_ipv6, number=sent - classic)
+        if classic:
+            self.counts.answer(RequestKind.CLASSIC, ipv6=self._is_ipv6, number=classic)
         if sent < outcome.answered:
-            self.dropped[DropReason.SEND_FAILED] += outcome.answered - sent
-        if outcome.dropped:
-            self.dropped.update(outcome.dropped)
+            self.counts.drop(DropReason.SEND_FAILED, outcome.answered - sent)
+        for reason, number in outcome.dropped.items():
+            self.counts.drop(reason, number)
         for row in outcome.odd.tolist():
             self._answer(reader.listener, reader.datagram(row))
 
@@ -325,9 +344,9 @@ class StunServer:
         else:
             responder = self._responder_at(datagram.local)
             answer = responder.respond(datagram.data, datagram.source, datagram.local, now=self._now())
-            if answer is DropReason.NOT_STUN and self._answer_other is not None:
-                other = self._answer_other(datagram.data, datagram.source)
-                answer = answer if other is None else Reply(other, datagram.local, datagram.source)
+            if answer is DropReason.NOT_STUN and self._options.answer_other is not None:
+                other = self._options.answer_other(datagram.data, datagram.source)
+                answer = answer if other is None else _other(other, datagram)
         if isinstance(answer, Reply) and not self._send(answer, listener, datagram):
             answer = DropReason.SEND_FAILED
         self._count(answer, datagram.source, datagram.local, len(datagram.data))
@@ -345,69 +364,35 @@ class StunServer:
         address = _with_port(datagram.address, reply.destination.port)
         return sender.send(reply.data, address, source=reply.origin.ip)
 
-    def _count(self, answer: Reply | DropReason, source: Endpoint, local: Endpoint, size: int) -> None:
+    def _respond(
+        self, data: bytes, source: Endpoint, local: Endpoint, transport: Transport
+    ) -> Reply | DropReason:
+        """What to answer to a request that came over a connection."""
+        responder = self._responder_at(local, transport)
+        return responder.respond(data, source, local, transport=transport, now=self._now())
+
+    def _count(
+        self,
+        answer: Reply | DropReason,
+        source: Endpoint,
+        local: Endpoint,
+        size: int,
+        transport: Transport = Transport.UDP,
+    ) -> None:
         if isinstance(answer, DropReason):
-            self.dropped[answer] += 1
+            self.counts.drop(answer)
             _log.debug("%s to %s, %d bytes: dropped (%s)", source, local, size, answer.value)
         else:
-            self.answered += 1
+            kind, is_error = answer.kind, answer.is_error
+            self.counts.answer(kind, ipv6=self._is_ipv6, transport=transport, is_error=is_error)
             _log.debug(
                 *("%s to %s, %d bytes: answered from %s to port %d with %d bytes", source, local, size),
                 *(answer.origin, answer.destination.port, len(answer.data)),
             )
 
-    async def _on_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._connections.add(task)
-        writer.transport.set_write_buffer_limits(high=0)  # `drain` is to wait until everything is sent
-        try:
-            peer, name = writer.get_extra_info("peername"), writer.get_extra_info("sockname")
-            if peer is None or name is None:
-                return  # gone already
-            source, local = endpoint_of(peer), endpoint_of(name)
-            if len(self._connections) > MOST_CONNECTIONS:
-                self._count(DropReason.TOO_MANY_CONNECTIONS, source, local, 0)
-            else:
-                await self._serve(reader, writer, source, local)
-        except (OSError, asyncio.IncompleteReadError):
-            pass  # the client has left
-        finally:
-            self._connections.discard(task)
-            writer.transport.abort()
 
-    async def _serve(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, source: Endpoint, local: Endpoint
-    ) -> None:
-        """Answer requests one after the other until the client leaves or sends what is not answered."""
-        try:
-            while True:
-                async with asyncio.timeout(IDLE_SECONDS):
-                    data = await _read_message(reader)
-                responder = self._responder_at(local)
-                answer = responder.respond(data, source, local, stream=True, now=self._now())
-                self._count(answer, source, local, len(data))
-                if isinstance(answer, DropReason):
-                    return
-                async with asyncio.timeout(IDLE_SECONDS):
-                    writer.write(answer.data)
-                    await writer.drain()
-        except TimeoutError:
-            self._count(DropReason.SLOW_CONNECTION, source, local, 0)
-        except DecodeError:
-            self._count(DropReason.NOT_STUN, source, local, 0)
-
-
-def summary(answered: int, dropped: Counter[DropReason]) -> str:
-    """What was done, in one line."""
-    reasons = ", ".join(f"{count} {reason.value}" for reason, count in dropped.most_common())
-    return f"{answered} requests answered; dropped: {reasons or 'nothing'}"
-
-
-async def _read_message(reader: asyncio.StreamReader) -> bytes:
-    """The next message of a stream. Raises `DecodeError` as soon as it cannot be STUN."""
-    start = await reader.readexactly(4)
-    return start + await reader.readexactly((frame_size(start) or HEADER_BYTES) - len(start))
+def _other(data: bytes, datagram: Datagram) -> Reply:
+    return Reply(data, datagram.local, datagram.source, RequestKind.SIP)
 
 
 def _with_port(address: SocketAddress, port: int) -> SocketAddress:

@@ -9,6 +9,8 @@ from nattools.stun.accounts import LongTermAccounts, ShortTermAccounts
 from nattools.stun.authentication import LongTerm, ShortTerm
 from nattools.stun.message import Message, MessageClass
 from nattools.stun.responder import MOST_AMPLIFICATION, DropReason, Responder, ServerAddresses
+from nattools.stun.shared_secrets import SharedSecrets
+from nattools.stun.uri import Transport
 from tests.fuzz import stun_codec
 from tests.fuzz.mutator import Target
 
@@ -21,6 +23,7 @@ _RESPONDERS = (
     (Responder(ServerAddresses(_ADDRESSES.address)), CLIENT),
     (Responder(_IPV6), _CLIENT_IPV6),
     (Responder(_ADDRESSES, accounts=ShortTermAccounts([ShortTerm("evtj:h6vY", "not of the seeds")])), CLIENT),
+    (Responder(_ADDRESSES, secrets=SharedSecrets(bytes(16), entropy=bytes)), CLIENT),
     (Responder(_IPV6, accounts=LongTermAccounts([LongTerm("user", "x")], secret=bytes(16))), _CLIENT_IPV6),
 )
 
@@ -29,9 +32,9 @@ def check(data: bytes) -> str:
     """Hold the responder to its promise on `data`; say what became of it with two addresses."""
     outcomes = []
     for responder, client in _RESPONDERS:
-        for stream in (False, True):
+        for transport in Transport:
             local = responder.addresses.endpoints[0]
-            reply = responder.respond(data, client, local, stream=stream)
+            reply = responder.respond(data, client, local, transport=transport)
             if isinstance(reply, DropReason):
                 outcomes.append(reply.name)
                 continue
@@ -41,7 +44,7 @@ def check(data: bytes) -> str:
             assert answer.transaction_id == request.transaction_id
             assert reply.destination.ip == client.ip
             assert reply.origin in responder.addresses.endpoints
-            assert stream or len(reply.data) <= MOST_AMPLIFICATION * len(data)
+            assert transport is not Transport.UDP or len(reply.data) <= MOST_AMPLIFICATION * len(data)
             outcomes.append(answer.message_class.name)
     return outcomes[0]
 

@@ -12,7 +12,7 @@ from nattools.endpoint import Endpoint
 from nattools.lab.namespaces import Lab
 from nattools.lab.nat import NatKind
 from nattools.lab.topology import ALTERNATE_SERVER, SERVER, STRANGER, Topology
-from tests.lab.conftest import PATIENCE_SECONDS, next_datagram
+from tests.lab.conftest import FENCE_SECONDS, PATIENCE_SECONDS, next_datagram
 from tests.lab.remote_relay import RELAY_ADDRESS, Phone, heard, is_followed, rtcp, rtp, running_relay, talk
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ NAME = "lab_relay"
 A = Endpoint.of("198.51.100.108", 5004)
 B = SERVER.with_port(6004)
 MANY = 50
+MOST_HOPS = 255
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,11 @@ def carried(relay: RemoteRelay, *, name: str = "call") -> list[bool]:
     """Whether the kernel has the RTP of the sides."""
     told = relay.do("look", name)
     return [told[side]["carried"][0] for side in "ab"]
+
+
+def packets_of(relay: RemoteRelay) -> int:
+    told = relay.do("look")
+    return sum(int(told[side]["packets"]) for side in "ab")
 
 
 def until_carried(relay: RemoteRelay, *, name: str = "call") -> None:
@@ -352,3 +358,32 @@ def test_streams_over_ipv6_are_carried_too(lab: Lab, relay: RemoteRelay, open_so
     before = datagrams_seen_by_programs(lab)
     assert talk(a, b, packets=MANY)
     assert datagrams_seen_by_programs(lab) == before
+
+
+def test_what_circles_between_two_kernels_ends_as_between_routers(lab: Lab, relay: RemoteRelay) -> None:
+    forwarding = ["sysctl", "-w", "net.ipv4.ip_forward=1"]
+    assert lab.public.run(forwarding, timeout=PATIENCE_SECONDS).returncode == 0
+    with running_relay(lab.public, "kernel", str(B.ip), NAME) as there:
+        assert there.tell() == {"ready": True}
+        relays = (relay, there)
+        told = [each.do("open") for each in relays]
+        ports = [{side: it[side]["rtp"] for side in "ab"} for it in told]
+        for here, others in zip(relays, reversed(ports), strict=True):
+            for side in "ab":
+                here.do("expect", side=side, rtp=others[side])
+        for side in "ab":  # by these each relay learns where packets come from
+            there.do("say", socket=f"{side}.rtp", data=rtp(1).hex(), to=ports[0][side])
+        for each in relays:
+            until_carried(each)
+        before, seen_before = packets_of(relay), datagrams_seen_by_programs(lab)
+        there.do("say", socket="a.rtp", data=rtp(2).hex(), to=ports[0]["a"])
+        rounds, deadline = 0, time.monotonic() + PATIENCE_SECONDS
+        while (more := packets_of(relay) - before) > rounds or more <= 2:
+            rounds = more
+            assert time.monotonic() < deadline, "it did not come back, or it circles"
+            time.sleep(FENCE_SECONDS)
+        assert rounds < MOST_HOPS
+        assert datagrams_seen_by_programs(lab) == seen_before
+        there.close()
+    unforwarding = ["sysctl", "-w", "net.ipv4.ip_forward=0"]
+    assert lab.public.run(unforwarding, timeout=PATIENCE_SECONDS).returncode == 0

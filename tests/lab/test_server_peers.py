@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import permutations, product
+from pathlib import Path
 
 import pytest
+import trustme
 
 from nattools.endpoint import Endpoint
-from nattools.lab.namespaces import Lab, Process
+from nattools.lab.namespaces import Lab
 from nattools.lab.nat import NatKind
 from nattools.lab.topology import (
     ALTERNATE_PORT,
@@ -25,7 +26,6 @@ from nattools.lab.topology import (
     Topology,
 )
 from nattools.stun.attributes import (
-    CHANGE_REQUEST,
     CHANGED_ADDRESS,
     MAPPED_ADDRESS,
     OTHER_ADDRESS,
@@ -34,13 +34,11 @@ from nattools.stun.attributes import (
     XOR_MAPPED_ADDRESS,
     ChangeRequest,
 )
-from nattools.stun.message import Message, MessageClass, Method
+from tests.certificates import NAME, write_certificate
 from tests.lab.conftest import OpenSockets
+from tests.lab.stund import NO_CHANGE, TIME_LIMIT_S, TRANSACTION_IDS, ask, binding, stund
 
-TIME_LIMIT_S = 20
-STUND = (sys.executable, "-m", "nattools.cli.stund")
-TRANSACTION_IDS = (bytes(range(12)), bytes(range(16)))
-NO_CHANGE = ChangeRequest(change_ip=False, change_port=False)
+ADDRESSES = str(SERVER.ip), str(ALTERNATE_SERVER.ip)
 
 
 def public_address(lab: Lab) -> str:
@@ -61,53 +59,35 @@ def said_by_python(lab: Lab, module: str, program: str, *arguments: str) -> str:
 
 
 @contextmanager
-def stund(lab: Lab, *arguments: str) -> Iterator[Process]:
-    """A stund on the public side that has come up."""
-    process = lab.public.popen([*STUND, *arguments], stderr=subprocess.PIPE)
-    with process:
-        assert process.stderr is not None
-        assert process.stderr.readline().startswith("stund: serving")
-        try:
-            yield process
-        finally:
-            process.terminate()
+def serving(kind: NatKind) -> Iterator[Lab]:
+    """A laboratory with a stund of two addresses."""
+    with Lab(Topology(kind), start_server=False) as lab, stund(lab, *ADDRESSES):
+        yield lab
 
 
 @pytest.fixture(
     scope="module",
-    params=[(NatKind.OPEN, False), (NatKind.FULL_CONE, False), (NatKind.FULL_CONE, True)],
-    ids=["open", "full-cone", "full-cone, two hosts"],
+    params=[(NatKind.OPEN, 1), (NatKind.FULL_CONE, 2), (NatKind.FULL_CONE, None)],
+    ids=["open", "full-cone, two processes", "full-cone, two hosts"],
 )
 def lab(
     request: pytest.FixtureRequest, _missing: str | None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Lab]:
     if _missing is not None:
         pytest.skip(_missing)
-    kind, is_two_hosts = request.param
+    kind, workers = request.param
     with ExitStack() as stack:
-        built = stack.enter_context(Lab(Topology(kind), start_server=not is_two_hosts))
-        if is_two_hosts:
+        built = stack.enter_context(Lab(Topology(kind), start_server=False))
+        if workers is not None:
+            stack.enter_context(stund(built, *ADDRESSES, "--workers", str(workers)))
+        else:
             key = tmp_path_factory.mktemp("peer") / "peer.key"
             key.write_text("thirty-two bytes that both have")
             key.chmod(0o600)
-            for own, other in permutations((str(SERVER.ip), str(ALTERNATE_SERVER.ip))):
-                process = stack.enter_context(stund(built, own, "--peer", other, "--peer-key", str(key)))
-            assert process.stderr is not None
-            assert f"{SERVER.ip}, is there" in process.stderr.readline()
+            for own, other in permutations(ADDRESSES):
+                one = stack.enter_context(stund(built, own, "--peer", other, "--peer-key", str(key)))
+            assert f"{SERVER.ip}, is there" in one.next()["message"]
         yield built
-
-
-def ask(client: socket.socket, data: bytes, destination: Endpoint) -> tuple[Message, Endpoint, bytes]:
-    client.settimeout(TIME_LIMIT_S)
-    client.sendto(data, (str(destination.ip), destination.port))
-    reply, source = client.recvfrom(2048)
-    return Message.parse(reply), Endpoint.of(*source), reply
-
-
-def binding(transaction_id: bytes, change: ChangeRequest | None = NO_CHANGE) -> bytes:
-    """A request with CHANGE-REQUEST, be it for no change; a bare one where `change` is None."""
-    attributes = () if change is None else (CHANGE_REQUEST.of(change),)
-    return Message(Method.BINDING, MessageClass.REQUEST, transaction_id, attributes).encode()
 
 
 def test_the_grid(lab: Lab, open_sockets: OpenSockets) -> None:
@@ -146,6 +126,34 @@ def test_a_wildcard_bind_answers_from_the_address_that_was_asked(open_sockets: O
             assert not reply.has(OTHER_ADDRESS)
 
 
+CLASSIC_PHONE = """
+import ssl, sys
+from tests.fakes.classic_phone import ClassicPhone
+authority, name, server = sys.argv[1:]
+phone = ClassicPhone((server, 3478), ssl.create_default_context(cafile=authority), name)
+username, password = phone.fetch_secret()
+print(phone.ask(username, password), phone.ask(username, password[::-1]))
+"""
+
+
+def test_a_secret_that_was_fetched_over_tls_through_a_nat_is_good_for_datagrams_through_it(
+    tmp_path: Path,
+) -> None:
+    """It is bound to the address of the client, which over TCP and UDP is the NAT's."""
+    authority = trustme.CA()
+    certificate, key = map(str, write_certificate(authority, tmp_path))
+    trusted = tmp_path / "authority.pem"
+    authority.cert_pem.write_to_path(str(trusted))
+    program = [sys.executable, "-c", CLASSIC_PHONE, str(trusted), NAME, str(SERVER.ip)]
+    tls = ("--certificate", certificate, "--key", key, "--shared-secrets")
+    with Lab(Topology(NatKind.SYMMETRIC), start_server=False) as lab, stund(lab, *tls) as server:
+        assert server.started["tls_port"] == 5349
+        done = lab.client.run(program, timeout=TIME_LIMIT_S, cwd=Path(__file__).parents[2])
+        assert (done.stdout, done.stderr) == ("0 431\n", "")
+        said = server.stop()
+    assert (said["answered"], said["dropped"]) == (3, {})
+
+
 SPOOF = """
 import socket, sys
 raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
@@ -174,7 +182,7 @@ def test_what_is_forged_to_come_from_the_server_itself_goes_round_in_no_circle(
     arguments: Sequence[str], own_source: Endpoint, open_sockets: OpenSockets
 ) -> None:
     data = binding(TRANSACTION_IDS[0])
-    with Lab(Topology(NatKind.OPEN), start_server=False) as lab, stund(lab, *arguments) as process:
+    with Lab(Topology(NatKind.OPEN), start_server=False) as lab, stund(lab, *arguments) as server:
         client = Endpoint.of(lab.topology.client_address, 0)
         packets = spoofed(own_source, SERVER, data) + spoofed(SERVER, SERVER, data)
         lab.public.run([sys.executable, "-c", SPOOF], timeout=TIME_LIMIT_S, input=packets)
@@ -182,12 +190,8 @@ def test_what_is_forged_to_come_from_the_server_itself_goes_round_in_no_circle(
         lab.client.run([sys.executable, "-c", SPOOF], timeout=TIME_LIMIT_S, input=packets)
         [honest] = open_sockets(lab.client, [client])
         ask(honest, data, SERVER)
-        process.terminate()
-        _out, said = process.communicate(timeout=TIME_LIMIT_S)
-    assert said == (
-        "stund: stopped: 1 requests answered; dropped: 2 from or for our own sockets,"
-        " 1 from or for an impossible address\n"
-    )
+        said = server.stop()
+    assert (said["answered"], said["dropped"]) == (1, {"own_socket": 2, "unusable_address": 1})
 
 
 def test_vovida_names_every_nat() -> None:
@@ -202,7 +206,7 @@ def test_vovida_names_every_nat() -> None:
         NatKind.SYMMETRIC: "Dependent Mapping",
     }
     with ExitStack() as stack:  # all at once, because it takes a second for each
-        labs = {kind: stack.enter_context(Lab(Topology(kind))) for kind in verdicts}
+        labs = {kind: stack.enter_context(serving(kind)) for kind in verdicts}
         clients = {
             kind: lab.client.popen(["stun", str(SERVER.ip)], stdout=subprocess.PIPE)
             for kind, lab in labs.items()
@@ -229,7 +233,7 @@ def test_natdiscovery_of_coturn(lab: Lab, options: list[str], verdict: str) -> N
 
 
 def test_natdiscovery_of_coturn_sees_a_symmetric_nat() -> None:
-    with Lab(Topology(NatKind.SYMMETRIC)) as lab:
+    with serving(NatKind.SYMMETRIC) as lab:
         said = said_by(lab, "turnutils_natdiscovery", "-m", str(SERVER.ip))
     assert "NAT with Address and Port Dependent Mapping!" in said
 
@@ -241,7 +245,7 @@ def test_natdiscovery_of_coturn_is_answered_at_its_response_port(lab: Lab) -> No
 
 def test_stunclient_of_coturn() -> None:
     """Behind a NAT its third request, with RESPONSE-PORT to a port without a mapping, waits for ever."""
-    with Lab(Topology(NatKind.OPEN)) as lab:
+    with serving(NatKind.OPEN) as lab:
         said = said_by(lab, "turnutils_stunclient", str(SERVER.ip))
         assert said.count(f"UDP reflexive addr: {public_address(lab)}:") == 3
     for line in (f"Other addr: : {ALTERNATE_SERVER.ip}:{ALTERNATE_PORT}", f"Response origin: : {SERVER}"):

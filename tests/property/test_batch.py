@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
@@ -18,7 +19,7 @@ from tests.property.test_responder import FULL, IPV6, SINGLE, damaged, requests
 np = pytest.importorskip("numpy")
 
 from nattools.stun.batch import BatchResponder, Columns  # noqa: E402 - there is none without numpy
-from nattools.stun.batch_limiter import BatchLimiter  # noqa: E402
+from nattools.stun.batch_limiter import BatchLimiter  # noqa: E402 - it needs numpy
 
 Row = tuple[bytes, Endpoint]
 
@@ -27,7 +28,8 @@ PLAIN, CLASSIC = b"\0\1\0\0" + MAGIC_COOKIE, b"\0\1\0\0abcd"
 CLIENT = Endpoint.of("203.0.113.7", 40_000)
 FEW = Rate(per_s=1, at_once=2)
 
-plain = st.builds(bytes.__add__, st.sampled_from([PLAIN, CLASSIC]), st.binary(min_size=12, max_size=12))
+TRANSACTION = st.binary(min_size=12, max_size=12)
+plain = st.builds(bytes.__add__, st.sampled_from([PLAIN, CLASSIC]), TRANSACTION)
 headers = st.builds(  # of 20 bytes, nearly right
     lambda start, rest: bytes(start) + rest,
     st.tuples(
@@ -37,7 +39,29 @@ headers = st.builds(  # of 20 bytes, nearly right
     ),
     st.binary(min_size=16, max_size=16),
 )
-data = st.one_of(plain, plain, headers, st.binary(max_size=40), requests(), damaged())
+
+
+@st.composite
+def idle(draw: st.DrawFn) -> bytes:
+    """A request with SOFTWARE of any size, or a CHANGE-REQUEST for no change; or nearly so."""
+    software = draw(st.one_of(st.integers(0, 110), st.sampled_from([103, 104, 105])))
+    attribute = draw(
+        st.sampled_from(
+            [
+                struct.pack("!HH", 0x8022, software) + draw(st.binary(min_size=software, max_size=software)),
+                struct.pack("!HHI", 0x0003, 4, draw(st.sampled_from([0, 0, 2, 4, 6, 1, 1 << 31]))),
+                struct.pack("!HHI", draw(st.sampled_from([0x0003, 0x8021, 0x8023, 0x8028])), 4, 0),
+            ]
+        )
+    )
+    body = attribute + draw(st.sampled_from([bytes, b"\xff".__mul__]))(-len(attribute) % 4)
+    claimed = len(body) + draw(st.sampled_from([0, 0, 0, 0, 4, -4, 1]))
+    kind = draw(st.sampled_from([1, 1, 1, 1, 3, 0x11, 0x101]))
+    cookie = draw(st.sampled_from([MAGIC_COOKIE, b"abcd"]))
+    return struct.pack("!HH", kind, max(claimed, 0)) + cookie + draw(TRANSACTION) + body
+
+
+data = st.one_of(plain, plain, idle(), idle(), headers, st.binary(max_size=40), requests(), damaged())
 ports = st.one_of(st.integers(1024, 0xFFFF), st.sampled_from([0, 19, 53, 123, 1900, 3478, 3479]))
 octets = st.sampled_from([0, 1, 127, 203, 223, 224, 239, 240, 255])
 sources_ipv4 = st.one_of(
@@ -71,7 +95,7 @@ def check(
     """
     size = 16 if responder.addresses.address.version == 6 else 4
     payload = np.resize(np.frombuffer(PLAIN + bytes(12), np.uint8), (len(rows), ROW_BYTES))  # of before
-    replies = np.full((len(rows), 64), 0xEE, np.uint8)
+    replies = np.full((len(rows), 128), 0xEE, np.uint8)
     for row, (datagram, _source) in enumerate(rows):
         payload[row, : len(datagram)] = np.frombuffer(datagram, np.uint8)
     lengths = np.array([len(datagram) for datagram, _source in rows], np.uint32)
@@ -107,7 +131,16 @@ def check(
             assert DropReason.NOT_STUN not in found.dropped
 
 
-ALL = [(PLAIN + bytes(12), CLIENT), (CLASSIC + bytes(12), CLIENT), (b"", CLIENT), (PLAIN, CLIENT)]
+IDLE = b"\0\1\0\x08" + MAGIC_COOKIE + bytes(range(12)) + b"\0\3\0\4\0\0\0\0"
+LATE = b"\0\1\0\x0cabcd" + bytes(range(12)) + b"\x80\x22\0\x05name \0\0\0"
+ALL = [
+    (PLAIN + bytes(12), CLIENT),
+    (IDLE, CLIENT),
+    (LATE, CLIENT),
+    (CLASSIC + bytes(12), CLIENT),
+    (b"", CLIENT),
+    (PLAIN, CLIENT),
+]
 
 
 @given(
@@ -118,6 +151,7 @@ ALL = [(PLAIN + bytes(12), CLIENT), (CLASSIC + bytes(12), CLIENT), (b"", CLIENT)
 @example(ALL, None, False)
 @example(5 * ALL, FEW, False)
 @example(ALL[:1], None, False)
+@example(ALL[:3], None, False)
 def test_over_ipv4(rows: list[Row], rate: Rate | None, not_stun_is_odd: bool) -> None:
     for responder in (FULL, SINGLE):
         check(responder, rows, rate, not_stun_is_odd=not_stun_is_odd)
@@ -165,9 +199,9 @@ def test_what_was_sent_to_many_is_odd(own: str, asked: str) -> None:
     own_ip, asked_ip = ip_address(own), ip_address(asked)
     source = ip_address("2001:db8::7") if own_ip.version == 6 else CLIENT.ip
     columns = Columns(
-        *(np.frombuffer(PLAIN + bytes(12), np.uint8).reshape(1, -1), np.full(1, 20, np.uint32)),
+        *(np.frombuffer(PLAIN + bytes(20), np.uint8).reshape(1, -1), np.full(1, 20, np.uint32)),
         *(np.frombuffer(source.packed, np.uint8).reshape(1, -1), np.full(1, 40_000, ">u2")),
-        np.zeros((1, 64), np.uint8),
+        np.zeros((1, 128), np.uint8),
         *(np.frombuffer(ip.packed, np.uint8).reshape(1, -1) for ip in (own_ip, asked_ip)),
     )
     wildcard = Responder(ServerAddresses(ip_address("::" if own_ip.version == 6 else "0.0.0.0")))
@@ -176,18 +210,27 @@ def test_what_was_sent_to_many_is_odd(own: str, asked: str) -> None:
     assert not found.answered
 
 
-@given(st.lists(st.tuples(plain, st.builds(Endpoint, st.ip_addresses(v=4, network="203.0.113.0/24"), ports))))
-def test_a_plain_request_is_never_odd(rows: list[Row]) -> None:
+@given(
+    st.lists(
+        st.tuples(
+            st.one_of(plain, st.sampled_from([IDLE, LATE])),
+            st.builds(Endpoint, st.ip_addresses(v=4, network="203.0.113.0/24"), ports),
+        )
+    )
+)
+def test_a_plain_or_idle_request_is_never_odd(rows: list[Row]) -> None:
     """Otherwise the batch could be right and have answered nothing."""
-    rows = [row for row in rows if row[1].port not in (3478, 3479)] or ALL[:1]
-    payload = np.frombuffer(b"".join(datagram for datagram, _ in rows), np.uint8).reshape(-1, 20)
+    rows = [row for row in rows if row[1].port not in (3478, 3479)] or ALL[:3]
+    payload = np.zeros((len(rows), 32), np.uint8)
+    for row, (datagram, _) in enumerate(rows):
+        payload[row, : len(datagram)] = np.frombuffer(datagram, np.uint8)
     addresses = np.frombuffer(b"".join(source.ip.packed for _, source in rows), np.uint8).reshape(-1, 4)
     columns = Columns(
         payload,
-        np.full(len(rows), 20, np.uint32),
+        np.array([len(datagram) for datagram, _ in rows], np.uint32),
         addresses,
         np.array([source.port for _, source in rows], ">u2"),
-        np.zeros((len(rows), 64), np.uint8),
+        np.zeros((len(rows), 128), np.uint8),
     )
     found = BatchResponder(FULL, FULL.addresses.endpoints[0], columns).respond(len(rows), now=1.0)
     refused = [row for row in rows if row[1].port in {0, *FULL.reflector_ports}]

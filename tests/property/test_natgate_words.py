@@ -83,7 +83,7 @@ def test_a_document_with_anything_in_one_place_is_a_status_or_none(data: st.Data
 def test_a_call_is_one_line_whatever_its_headers_hold(call_id: bytes, caller: bytes, callee: bytes) -> None:
     lines: list[str] = []
     handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]  # on purpose
     logger = logging.getLogger("nattools.session.controller.journal")
     level = logger.level
     logger.addHandler(handler)

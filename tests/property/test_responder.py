@@ -26,11 +26,14 @@ from nattools.stun.attributes import (
 from nattools.stun.integrity import with_fingerprint
 from nattools.stun.message import MAGIC_COOKIE, Message, MessageClass, Method
 from nattools.stun.responder import REFLECTOR_PORTS, DropReason, Reply, Responder, ServerAddresses
+from nattools.stun.shared_secrets import SharedSecrets
+from nattools.stun.uri import Transport
 
 A1, A2, B1, B2 = (ip_address(text) for text in ("192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8::2"))
 FULL = Responder(ServerAddresses(A1, 3478, A2, 3479))
 IPV6 = Responder(ServerAddresses(B1, 3478, B2, 3479))
 SINGLE = Responder(ServerAddresses(A1))
+SHARING = Responder(FULL.addresses, secrets=SharedSecrets(bytes(16), entropy=bytes))
 WILDCARD = Responder(ServerAddresses(IPv4Address(0)))
 UNKNOWN = Attribute(0xFFFF, b"")  # optional to understand
 
@@ -144,7 +147,10 @@ def check_mapped_address(reply: Message, request_size: int, source: Endpoint) ->
 def test_any_bytes(data: bytes, source: Endpoint, local: Endpoint) -> None:
     check(FULL, data, source, local, 2.8)
     check(WILDCARD, data, source, local, 2.8)
-    FULL.respond(data, source, local, stream=True)
+    check(SHARING, data, source, local, 2.8)
+    for transport in (Transport.TCP, Transport.TLS):
+        for responder in (FULL, SHARING):
+            responder.respond(data, source, local, transport=transport)
 
 
 @given(requests(), endpoints, locals_full)

@@ -203,7 +203,7 @@ class LivingSocket:
         while (event := self.machine.next_event()) is not None:
             self.events.append((self.now, event))
             if isinstance(event, Ask) and event.source in self.providers:
-                self.after(self.provider_delay_s, lambda source=event.source: self._answer(source))  # type: ignore[misc]
+                self.after(self.provider_delay_s, lambda source=event.source: self._answer(source))  # type: ignore[misc]  # a default
 
     def _answer(self, source: Source) -> None:
         said = self.providers[source]()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nattools.endpoint import AddressClass, Endpoint, classify_address, split_host_port
+from nattools.endpoint import AddressClass, Endpoint, classify_address, site_of, split_host_port
 from nattools.errors import DecodeError
 
 ports = st.integers(0, 0xFFFF)
@@ -132,6 +132,20 @@ def test_only_an_ipv4_mapped_address_is_unmapped() -> None:
     for text in ("192.0.2.1:1", "[2001:db8::1]:1", "[::192.0.2.1]:1"):
         endpoint = Endpoint.parse(text)
         assert endpoint.unmapped is endpoint
+
+
+@pytest.mark.parametrize(
+    ("ip", "site"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8:0:1:2:3:4:5", "2001:db8:0:1::"),
+        ("2001:db8:0:1::", "2001:db8:0:1::"),
+        ("fe80::1%eth0", "fe80::"),
+    ],
+)
+def test_a_site_is_an_address_or_a_prefix_of_64_bits(ip: str, site: str) -> None:
+    assert site_of(ip_address(ip)) == ip_address(site)
 
 
 @pytest.mark.parametrize(

@@ -128,5 +128,5 @@ class Errand:
             _LOG.warning(
                 "%s (%s) is not given back: %s", claim.public, claim.method.value, error or "no answer"
             )
-        except Exception as error:  # noqa: BLE001  as above
+        except Exception as error:  # noqa: BLE001  nor must a bug in giving back
             _LOG.error("a provider of %s has a bug: %r", claim.public, error, exc_info=error)

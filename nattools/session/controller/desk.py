@@ -44,7 +44,7 @@ class Gate(Protocol):
         received: Received,
         targets: Sequence[Target] | None = None,
         *,
-        flow: Flow | None = None,
+        flows: Sequence[Flow] = (),
         realm: str = "",
         headers: Headers = (),
         user: str = "",

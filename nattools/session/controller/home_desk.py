@@ -304,7 +304,7 @@ class HomeDesk:
         if flow is None:
             gate.answer(received, 502, "Next Hop Not Found")
             return
-        await gate.forward(received, flow=flow, realm=realm, user=user)
+        await gate.forward(received, flows=[flow], realm=realm, user=user)
 
 
 def _place_of(binding: ContactBinding) -> Endpoint | None:

@@ -22,6 +22,7 @@ from nattools.session.events import CallFailed, CallStarted, Received
 from nattools.session.location import Bindings, ContactBinding, Decision, Removal
 from nattools.session.status import CallState, CallStatus, StreamStatus
 from nattools.sip.headers import NameAddress
+from nattools.words import printable
 
 _log = logging.getLogger(__name__)
 
@@ -112,8 +113,13 @@ class Journal:
         else:
             self._fail(event)
 
-    def ends(self, call: Call, read: Callable[[], tuple[StreamStatus, ...]]) -> None:
-        """Note that a call is over; `read` tells what its streams have counted while they are closed."""
+    def ends(self, call: Call, read: Callable[[], tuple[StreamStatus, ...]], *, why: str = "") -> None:
+        """Note that a call is over; `read` tells what its streams have counted while they are closed.
+
+        `why` says why natgate itself has ended it, if it has.
+        """
+        if why:
+            self.hung_up(call, why)
         answered = self._answered.get(_key(call))
         if answered is not None and answered.read is None:
             answered.ended_at, answered.read = self._now(), read
@@ -316,13 +322,6 @@ def shown(value: bytes) -> str:
     """What a phone wrote, as text without control characters; what is too long is cut."""
     text = value[:_MOST_SHOWN].decode("utf-8", "backslashreplace")
     return printable(text) + ("..." if len(value) > _MOST_SHOWN else "")
-
-
-def printable(text: str) -> str:
-    """The text with whatever cannot be printed, or would change how the line reads, as an escape."""
-    if text.isprintable():
-        return text
-    return "".join(it if it.isprintable() else it.encode("unicode_escape").decode() for it in text)
 
 
 def address_of(value: bytes) -> str:

@@ -43,6 +43,11 @@ class KeptBinding:
             raise BindingError("the binding was let go before it was there")
         return self.binding
 
+    def check(self) -> None:
+        """Ask now whether it has changed, once it is there."""
+        if self.live is not None:
+            self.live.check()
+
     async def close(self) -> None:
         """Let it go; a second time it does nothing."""
         if self.live is None:

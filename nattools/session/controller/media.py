@@ -87,6 +87,9 @@ class _Exchange:
         if found is None and self.waiting:
             place = next((at for at, (flow, _) in enumerate(self.waiting) if flow == leaves), 0)
             found = self.waiting.pop(place)[1]
+        if found is None and self.begun:  # the copy before could not be sent, and this goes to a spare target
+            found = self.begun[-1]
+            found.remotes[Side.B] = leaves.remote
         if found is not None:
             self.by_branch[branch] = found
         return found

@@ -6,18 +6,16 @@ No label takes what phones write, so that their number is bounded. Needs the `se
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 
-from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.registry import Collector
 
 from nattools.endpoint import Endpoint
 from nattools.errors import NatToolsError
-from nattools.net.http import HttpRequest, HttpResponse
+from nattools.net.http import HttpResponse
 from nattools.net.http_server import HttpServer, status_only
+from nattools.net.metrics import Page, metrics_page, serve_pages
 from nattools.session.controller.status_socket import Tell
 from nattools.session.status import CallState, GateStatus, SideStatus
 
@@ -34,38 +32,28 @@ _OPEN = "connections"
 async def serve_metrics(local: Endpoint, tell: Tell) -> HttpServer:
     """Serve `/metrics` and `/health` at `local`, of what `tell` knows. Raises `LocalAddressError`."""
 
-    async def respond(request: HttpRequest) -> HttpResponse:
-        path = request.target.partition("?")[0]
-        if path not in ("/metrics", "/health"):
-            return status_only(HTTPStatus.NOT_FOUND)
-        if request.method not in ("GET", "HEAD"):
-            return status_only(HTTPStatus.METHOD_NOT_ALLOWED)
-        try:
-            status = await tell()
-        except NatToolsError:  # the place of the registrations is away
-            return status_only(HTTPStatus.SERVICE_UNAVAILABLE)
-        if path == "/health":
-            return status_only(HTTPStatus.SERVICE_UNAVAILABLE if status.draining else HTTPStatus.OK)
-        return HttpResponse(HTTPStatus.OK, (("content-type", CONTENT_TYPE_LATEST),), expose(status))
+    def page(show: Callable[[GateStatus], HttpResponse]) -> Page:
+        async def shown() -> HttpResponse:
+            try:
+                return show(await tell())
+            except NatToolsError:  # the place of the registrations is away
+                return status_only(HTTPStatus.SERVICE_UNAVAILABLE)
 
-    return await HttpServer.open(local, respond)
+        return shown
+
+    pages = {"/metrics": page(lambda status: metrics_page(metrics_of(status))), "/health": page(_health)}
+    return await serve_pages(local, pages)
 
 
-def expose(status: GateStatus) -> bytes:
-    """The metrics of a status in the text format of Prometheus."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_StatusCollector(status))
-    return generate_latest(registry)
+def metrics_of(status: GateStatus) -> Iterator[Metric]:
+    """What Prometheus is told of a status."""
+    yield from _about(status)
+    yield from _loads(status)
+    yield from _counters(status)
 
 
-class _StatusCollector(Collector):
-    def __init__(self, status: GateStatus) -> None:
-        self._status = status
-
-    def collect(self) -> Iterable[Metric]:
-        yield from _about(self._status)
-        yield from _loads(self._status)
-        yield from _counters(self._status)
+def _health(status: GateStatus) -> HttpResponse:
+    return status_only(HTTPStatus.SERVICE_UNAVAILABLE if status.draining else HTTPStatus.OK)
 
 
 def _about(status: GateStatus) -> Iterator[Metric]:

@@ -12,7 +12,7 @@ import errno
 import logging
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from ipaddress import IPv4Address
@@ -20,6 +20,7 @@ from typing import Self
 
 from nattools.binding.keeper import Keeper
 from nattools.binding.model import PublicBinding
+from nattools.binding.settling import Settling
 from nattools.binding.sip_flows import SipFlows
 from nattools.endpoint import Endpoint, IPAddress
 from nattools.errors import (
@@ -40,6 +41,7 @@ from nattools.session.engines.kernel import KernelEngine
 from nattools.session.engines.sockets import SocketEngine
 from nattools.session.flows import Flow, Flows, Listener
 from nattools.session.keyring import Keyring
+from nattools.session.location import ContactBinding
 from nattools.session.relay import MediaEngine
 from nattools.session.settings import GateSettings
 from nattools.session.users import Users
@@ -54,8 +56,6 @@ from nattools.stun.uri import PORT as STUN_PORT
 
 OUTSIDE = "outside"
 """The name of its listener."""
-SETTLE_S = 0.3
-"""So long after a change the other sockets are waited for: one NAT changes the addresses of all of them."""
 RETRY_S = 30.0
 """So long after it was looked for in vain, the public endpoint is looked for again."""
 
@@ -100,10 +100,9 @@ class Outside:
         self._kept: KeptBinding | None = None
         self._machines: _Machines | None = None
         self._engine: PublicEngine | None = None
+        self._known_servers: set[Endpoint] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self._settling: asyncio.TimerHandle | None = None
-        self._unsettled: set[KeptBinding] = set()
-        self._moved: dict[Endpoint | None, Endpoint] = {}
+        self._settling = Settling(self._sockets, self._renew)
         self._task = asyncio.create_task(self._look_for_binding())
 
     @classmethod
@@ -134,6 +133,16 @@ class Outside:
     def join(self, flows: Flows) -> None:
         """Know from `flows` what the whole proxy is."""
         self._disguise.is_own = flows.is_own
+
+    def keep_servers(self, bindings: Iterable[ContactBinding]) -> None:
+        """Keep the flows open to those who know the phones from before a restart: a NAT forgets them."""
+        self._known_servers.update(binding.server for binding in bindings if binding.server is not None)
+        if self._machines is not None:
+            self._keep_known_servers(self._machines)
+
+    def _keep_known_servers(self, machines: _Machines) -> None:
+        while self._known_servers:
+            machines.flows.keep_server(self._known_servers.pop())
 
     @property
     def public(self) -> Endpoint | None:
@@ -264,15 +273,14 @@ class Outside:
 
     def closed(self, side: PublicSide) -> None:
         """The side of a stream is no more."""
-        self._unsettled -= {side.rtp, side.rtcp}
+        self._settling.forget(side.rtp, side.rtcp)
         if self._machines is not None:
             self._machines.rewriter.remove_media(side.local.port)
 
     def changed(self, side: PublicSide, kept: KeptBinding, former: PublicBinding) -> None:
         """A port of a stream has another public endpoint."""
         self.opened(side)
-        self._moved.setdefault(former.local, former.public)
-        self._settle(kept)
+        self._settling.changed(kept, former.local)
 
     def _local_media(self, public: Endpoint) -> Endpoint | None:
         """The port of a stream that the world knows by `public`."""
@@ -290,35 +298,22 @@ class Outside:
         machines.rewriter.set_signalling(binding)
         self._disguise.publish(binding.public)
         _log.warning("the world knows %s by %s now, not by %s", binding.local, binding.public, former.public)
-        self._moved.setdefault(None, was_told or former.public)
-        self._settle(kept)
+        self._settling.changed(kept, was_told or former.public)
 
-    def _settle(self, changed: KeptBinding) -> None:
-        """Wait for the other sockets, which are behind the same NAT; then tell everybody at once."""
-        if self._settling is None:
-            sides = () if self._engine is None else self._engine.sides
-            self._unsettled = {kept for side in sides for kept in (side.rtp, side.rtcp)}
-            if self._kept is not None:
-                self._unsettled.add(self._kept)
-            self._settling = self._loop.call_later(SETTLE_S, self._renew)
-            for kept in self._unsettled - {changed}:
-                if kept.live is not None:
-                    kept.live.check()
-        self._unsettled.discard(changed)
-        if not self._unsettled:
-            self._settling.cancel()
-            self._renew()
+    def _sockets(self) -> Iterator[KeptBinding]:
+        for side in () if self._engine is None else self._engine.sides:
+            yield from (side.rtp, side.rtcp)
+        if self._kept is not None:
+            yield self._kept
 
-    def _renew(self) -> None:
-        self._settling = None
-        moved, self._moved = self._moved, {}
+    def _renew(self, moved: Mapping[KeptBinding, Endpoint]) -> None:
         machines, now = self._machines, self._loop.time()
         if machines is None:
             return
         is_at = machines.rewriter.public_for(machines.flows.latest_server)  # perhaps learned meanwhile
-        for local, was_at in moved.items():
-            if local is not None:
-                machines.renewal.media_changed(local, now=now)
+        for kept, was_at in moved.items():
+            if kept is not self._kept:
+                machines.renewal.media_changed(was_at, now=now)
             elif is_at is not None:
                 machines.renewal.binding_changed(was_at, is_at, now=now)
         self._pump()
@@ -353,6 +348,7 @@ class Outside:
             ),
             SipFlows(kept.live, most_servers=_MOST_SERVERS),
         )
+        self._keep_known_servers(self._machines)
         self._disguise.publish(binding.public)
         self._trouble = ""
         _log.info("the world knows %s by %s (%s)", binding.local, binding.public, binding.method.value)
@@ -372,9 +368,9 @@ class Outside:
     async def _end(self) -> None:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
-        for timer in (self._timer, self._settling):
-            if timer is not None:
-                timer.cancel()
+        self._settling.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         self._machines = None
         if self._kept is not None:
             await self._kept.close()

@@ -20,7 +20,7 @@ from nattools.session.controller.next_hops import Resolve
 from nattools.session.dialogs import Party
 from nattools.session.events import Passage, Received
 from nattools.session.flows import Flow
-from nattools.session.forking import Target
+from nattools.session.forking import Target, by_flows
 from nattools.session.guard import Guard
 from nattools.session.location import ContactBinding
 from nattools.session.nat_tests import is_neighbour, without_alias
@@ -51,6 +51,7 @@ _RESOLVED_FOR_S = 60.0
 _RETRY_S = 5
 _FORGOTTEN_AFTER_S = 64.0  # by then no REGISTER is answered any more
 _MOST_CONTACTS = 20_000
+_MOST_ADDRESSES = 4  # for one request
 
 
 class UpstreamDesk:
@@ -247,17 +248,18 @@ class UpstreamDesk:
                 flow = await self._gate.flow_to(hop.host, hop.port, hop.transport)
                 await self._forward_by(received, flow)
             return
-        flow = self._flow_to_upstream()
+        flows = self._flows_to_upstream()
         target = _target(received.request)
         uri = SipUri.parse(target)
-        if flow is None or not is_ours(uri, self._gate.flows):
-            await self._forward_by(received, flow)
+        if not flows or not is_ours(uri, self._gate.flows):
+            await self._forward_by(received, *flows)
         else:
-            await self._gate.forward(received, [Target(self._upstream.address(target), flow)])
+            await self._gate.forward(received, by_flows(self._upstream.address(target), flows))
 
-    async def _forward_by(self, received: Received, flow: Flow | None) -> None:
-        if flow is not None:
-            await self._gate.forward(received, flow=flow)
+    async def _forward_by(self, received: Received, *flows: Flow | None) -> None:
+        found = [flow for flow in flows if flow is not None]
+        if found:
+            await self._gate.forward(received, flows=found)
         elif received.request.method == "ACK":
             self._gate.ignore(received)
         else:
@@ -302,8 +304,8 @@ class UpstreamDesk:
         if is_name and not is_asking and now - self._resolved_at >= _RESOLVED_FOR_S:
             self._resolving = asyncio.get_running_loop().create_task(self._resolve())
 
-    def _flow_to_upstream(self) -> Flow | None:
-        """How to reach the first address of the upstream that answers; None where none does just now.
+    def _flows_to_upstream(self) -> list[Flow]:
+        """How to reach the addresses of the upstream that answer, all from one place; none do just now: none.
 
         Every few seconds a request is let through to one that did not, to see whether it is back.
         """
@@ -311,16 +313,17 @@ class UpstreamDesk:
         now = self._gate.now()
         self._look_up_again(now)
         self._note_silence()
-        silent_since = self._gate.proxy.reachability.silent_since
+        silent_since, listener = self._gate.proxy.reachability.silent_since, self._gate.flows.listener
+        found: list[Flow] = []
         for endpoint in sorted(self._endpoints, key=lambda each: silent_since(each) or float("-inf")):
             since = silent_since(endpoint)
             if since is not None and now - self._tried_at.get(endpoint, since) < _RETRY_S:
                 continue
             flow = self._gate.flow_at(endpoint, self._upstream.transport, name=self._upstream.name)
-            if flow is not None:
+            if flow is not None and (not found or listener(flow.socket) is listener(found[0].socket)):
                 self._tried_at[endpoint] = now
-                return flow
-        return None
+                found.append(flow)
+        return found[:_MOST_ADDRESSES]
 
     def _note_silence(self) -> None:
         """Write into the log which addresses of the upstream have fallen silent, and which are back."""
@@ -380,17 +383,19 @@ class UpstreamDesk:
                 _log.error(
                     "the upstream ignores Path (RFC 3327), calls will not reach phones: do without path"
                 )
-            task = asyncio.get_running_loop().create_task(self._keep(exchange, message, passage.leaves))
+            task = asyncio.get_running_loop().create_task(self._keep(exchange, passage))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             exchange.edit_response(message)
 
-    async def _keep(self, exchange: Exchange, response: SipMessage, phone: Flow) -> None:
+    async def _keep(self, exchange: Exchange, passage: Passage) -> None:
         """Keep what the upstream has registered."""
         name, now = exchange.address_of_record, self._gate.now()
+        response, phone, arrived = passage.message, passage.leaves, passage.arrived
+        server = arrived.remote if arrived.socket == OUTSIDE else None
         try:
             kept = await self._gate.location.update(
-                name, lambda bindings: exchange.kept(response, bindings, now=now), now=now
+                name, lambda bindings: exchange.kept(response, bindings, server=server, now=now), now=now
             )
         except (LocationError, DecodeError) as error:
             self.counters["unkept"] += 1

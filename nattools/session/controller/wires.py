@@ -9,18 +9,17 @@ import secrets
 import ssl
 from collections import Counter
 from collections.abc import Awaitable, Iterator
-from ipaddress import IPv6Address
 from itertools import count
-from pathlib import Path
 from socket import socket
 from typing import Protocol
 
-from nattools.endpoint import AddressClass, Endpoint, IPAddress, classify_address
-from nattools.errors import DecodeError, LocalAddressError
+from nattools.endpoint import AddressClass, Endpoint, IPAddress, classify_address, site_of
+from nattools.errors import LocalAddressError
 from nattools.machine import Transmit
 from nattools.net.interfaces import interfaces
 from nattools.net.listener import Acceptor, Datagram, UdpListener
 from nattools.net.stream import StreamConnection
+from nattools.net.tls import ServerCertificate
 from nattools.net.udp import socket_address
 from nattools.session.controller.connection import Connection
 from nattools.session.flows import Flow, Listener
@@ -33,7 +32,6 @@ MOST_UNSENT_BYTES = 1 << 18
 _PORT_ATTEMPTS = 16
 _CONNECT_TIMEOUT_S = 5.0
 _MOST_NAMES = 4096
-_IPV6_PREFIX = 64
 _BLANK = b"\r\n\t \0"
 _MOST_STUN_TYPE = 3  # the first byte of STUN (RFC 8489 §5), and of no SIP message
 
@@ -76,7 +74,8 @@ class Wires:
         self._settings = settings
         self._taker = taker
         self._is_started = False
-        self._server_context, self._client_context = tls_contexts(settings)
+        self._certificate = certificate_of(settings)
+        self._client_context = None if self._certificate is None else ssl.create_default_context()
         self._udp: dict[str, UdpListener] = {}
         self._udp_names: dict[UdpListener, str] = {}
         self._responders: dict[str, Responder] = {}
@@ -153,10 +152,8 @@ class Wires:
 
         Raises `DecodeError` for what is none; then that of before stays.
         """
-        settings = self._settings
-        if self._server_context is not None and settings.certificate is not None and settings.key is not None:
-            tls_contexts(settings)  # on trial: of a pair that does not match, one would be kept
-            _load(self._server_context, settings.certificate, settings.key)
+        if self._certificate is not None:
+            self._certificate.reload()
 
     async def close(self) -> None:
         """Close everything."""
@@ -254,6 +251,7 @@ class Wires:
         if connection is None:
             accepted.close()
             return
+        tls = self._certificate if listener.transport == "TLS" else None
 
         def opening() -> Awaitable[StreamConnection]:
             return StreamConnection.accept(
@@ -262,7 +260,7 @@ class Wires:
                 frame_size=_all_there_is,
                 on_frame=connection.receive,
                 on_lost=connection.lost,
-                ssl_context=self._server_context if listener.transport == "TLS" else None,
+                ssl_context=None if tls is None else tls.context,
             )
 
         connection.task = asyncio.ensure_future(connection.open(opening))
@@ -291,7 +289,7 @@ class Wires:
 
     def _new_connection(self, listener: Listener, remote: Endpoint) -> Connection | None:
         """A connection that counts from now on; None where there are too many."""
-        source = _source_of(remote)
+        source = site_of(remote.ip)
         settings = self._settings
         if (
             len(self._connections) >= settings.most_connections
@@ -332,7 +330,7 @@ class Wires:
         key = (connection.listener.name, connection.remote)
         if self._by_peer.get(key) is connection:
             del self._by_peer[key]
-        source = _source_of(connection.remote)
+        source = site_of(connection.remote.ip)
         self._by_source[source] -= 1
         if not self._by_source[source]:
             del self._by_source[source]
@@ -348,14 +346,6 @@ class Wires:
 def _all_there_is(start: bytes | bytearray) -> int | None:
     """Frames that are whatever has come: `SipStream` finds the messages in it."""
     return min(len(start), 0xFFFF) or None
-
-
-def _source_of(remote: Endpoint) -> IPAddress:
-    """What connections are counted by: the address, or the /64 of an IPv6 one."""
-    ip = remote.ip
-    if isinstance(ip, IPv6Address):
-        return IPv6Address(int(ip) >> _IPV6_PREFIX << _IPV6_PREFIX)
-    return ip
 
 
 def _has_gone(error: LocalAddressError) -> bool:
@@ -392,24 +382,8 @@ def _own_addresses(*, loopback: bool) -> list[IPAddress]:
     return [*outside, *(inside if loopback or not outside else ())]
 
 
-def tls_contexts(settings: GateSettings) -> tuple[ssl.SSLContext | None, ssl.SSLContext | None]:
-    """How TLS is spoken as a server, and as a client. Raises `DecodeError`."""
+def certificate_of(settings: GateSettings) -> ServerCertificate | None:
+    """What is shown over TLS, if anything. Raises `DecodeError` for what is no certificate."""
     if settings.certificate is None or settings.key is None:
-        return None, None
-    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    _load(server, settings.certificate, settings.key)
-    return server, ssl.create_default_context()
-
-
-def _load(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
-    try:
-        context.load_cert_chain(certificate, key, password="")  # never ask on the terminal
-    except ssl.SSLError as error:
-        raise DecodeError(
-            f"the certificate {certificate} and the key {key} cannot be used: {error.reason or error}; both "
-            "are PEM files, the key without a password and of that certificate"
-        ) from error
-    except OSError as error:
-        raise DecodeError(
-            f"the certificate {certificate} or the key {key} cannot be read: {error.strerror or error}"
-        ) from error
+        return None
+    return ServerCertificate(settings.certificate, settings.key)

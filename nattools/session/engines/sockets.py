@@ -2,6 +2,10 @@
 
 A packet of a latched source is compared, counted and sent on; everything else takes the longer way through
 the stream's `Crossing`, which decides.
+
+Like a router, and like the kernel where that relays, it sends with one hop less than came in (RFC 8656 §14).
+So what circles ends: two relays may be described to each other, and then each gives the other whatever it
+gets, be it RTP, RTCP or anything else.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from collections.abc import Callable, Mapping
 from nattools.endpoint import Endpoint, IPAddress
 from nattools.errors import LocalAddressError, TransportError
 from nattools.machine import Entropy
-from nattools.net.relay_socket import SocketWatch, open_port_pair
+from nattools.net.relay_socket import SocketWatch, open_port_pair, receive_with_hops, send_with_hops
 from nattools.net.udp import endpoint_of, socket_address
 from nattools.session.crossing import RTCP, RTP, Crossing, Foreign
 from nattools.session.latch import Latch
@@ -34,18 +38,42 @@ _FEW_SOCKETS = 8
 _DATAGRAMS_OF_FEW = 32
 _MOST_TAKEN_PAIRS = 64
 _FIRST_RTCP, _LAST_RTCP = 192, 223
+_MOST_HOPS = 64
+_UNSEEN_HOPS = 15  # after a look that brought nothing new, since each costs a fifth of a packet
 
 
 class _Leg:
     """One socket of a stream, and what a packet of its latched source needs, looked up beforehand."""
 
-    __slots__ = ("heard", "name", "own_address", "receive", "send", "splits_rtcp", "stream", "target")
+    __slots__ = (
+        "heard",
+        "name",
+        "own_address",
+        "receive",
+        "send",
+        "side",
+        "sock",
+        "splits_rtcp",
+        "stream",
+        "target",
+        "unseen",
+    )
 
     def __init__(
-        self, stream: SocketStream, name: str, sock: socket.socket, out: socket.socket, latch: Latch
+        self,
+        stream: SocketStream,
+        side: Side,
+        name: str,
+        sock: socket.socket,
+        out: socket.socket,
+        latch: Latch,
     ) -> None:
         self.stream = stream
+        self.side = side
         self.name = name
+        self.sock = sock
+        self.unseen = 0
+        """So many datagrams are taken without a look at the hops that they have left."""
         self.receive = sock.recvfrom_into
         self.send = out.sendto
         self.heard = latch.heard
@@ -72,6 +100,7 @@ class SocketStream:
         self._legs = {
             names[side]: _Leg(
                 self,
+                side,
                 names[side],
                 sockets[names[side]],
                 sockets[names[side.other]],
@@ -80,6 +109,7 @@ class SocketStream:
             for names in (RTP, RTCP)
             for side in Side
         }
+        self._hops: dict[Side, int] = {}
         self._taps: dict[str, Eats] = {}
         self._on_closed: list[OnClosed] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -119,6 +149,7 @@ class SocketStream:
         sock = self._sockets.get(name)
         if sock is None:
             raise TransportError(f"cannot send to {destination}: the stream is closed")
+        self._restore_hops(self._legs[name].side)
         try:
             sock.sendto(data, socket_address(destination))
         except (BlockingIOError, InterruptedError):
@@ -148,14 +179,42 @@ class SocketStream:
         for name, sock in self._sockets.items():
             watch.add(sock, self._legs[name])
 
-    def take(self, name: str, data: bytes, source: Endpoint, *, now: float) -> None:
-        """Take a datagram of the socket of that name that does not go straight on."""
+    def take(self, name: str, data: bytes, source: Endpoint, *, now: float, hops: int | None = None) -> None:
+        """Take a datagram of the socket of that name that does not go straight on, and its hops if known."""
         tap = self._taps.get(name)
         if tap is not None and tap(data, source):
             return
         if self._sockets:
             self.crossing.receive(data, source, now=now, socket=name)
+            if hops is not None and self.crossing.has_transmits and not self.count_hop(name, hops):
+                self.crossing.transmits()
             self._drain()
+
+    def count_hop(self, name: str, hops: int) -> bool:
+        """Whether a datagram that came to the socket of that name with so many hops left may go on.
+
+        What goes to the other side from now on has one less.
+        """
+        leg = self._legs[name]
+        if hops == self._hops.get(leg.side):
+            leg.unseen = _UNSEEN_HOPS
+            return True
+        if hops <= 1:
+            self.crossing.latches[leg.side.other].held += 1
+            return False
+        self._send_with_hops(leg.side.other, min(hops - 1, _MOST_HOPS))
+        self._hops[leg.side] = hops
+        return True
+
+    def _restore_hops(self, side: Side) -> None:
+        """What goes to `side` next is not passed on: it has all its hops before it."""
+        if self._hops.pop(side.other, None) is not None:
+            self._send_with_hops(side, _MOST_HOPS)
+
+    def _send_with_hops(self, side: Side, hops: int) -> None:
+        for names in (RTP, RTCP):
+            send_with_hops(self._sockets[names[side]], hops)
+            self._legs[names[side.other]].unseen = 0
 
     def _drain(self) -> None:
         crossing = self.crossing
@@ -206,6 +265,8 @@ class SocketStream:
 
     def _time_has_come(self) -> None:
         self._timer = None
+        for side in Side:
+            self._restore_hops(side)
         self.crossing.handle_timeout(now=self._loop.time())
         self._drain()
 
@@ -339,15 +400,23 @@ class SocketEngine:
             receive = leg.receive
             for _ in range(most):
                 try:
-                    length, address = receive(buffer)
+                    if leg.unseen:
+                        length, address = receive(buffer)
+                        leg.unseen -= 1
+                        hops = None
+                    else:
+                        length, address, hops = receive_with_hops(leg.sock, buffer)
                 except OSError:  # nothing more, or the stream was closed by the one before
                     break
                 if address != leg.own_address or (
                     leg.splits_rtcp and length > 1 and _FIRST_RTCP <= buffer[1] <= _LAST_RTCP
                 ):
-                    leg.stream.take(leg.name, bytes(view[:length]), endpoint_of(address), now=now)
+                    source = endpoint_of(address)
+                    leg.stream.take(leg.name, bytes(view[:length]), source, now=now, hops=hops)
                     continue
                 leg.heard(buffer, length, now=now)
+                if hops is not None and not leg.stream.count_hop(leg.name, hops):
+                    continue
                 try:
                     leg.send(view[:length], leg.target)
                 except OSError:  # the buffer is full, or no way there: lost, as on any way

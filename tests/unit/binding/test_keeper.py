@@ -30,6 +30,7 @@ from nattools.errors import (
     TransportError,
 )
 from nattools.mapping.client import MappingClient
+from tests.ports import free_port
 from tests.unit.binding.on_loopback import asking, bound, eventually, run, stun_server
 
 PUBLIC = Endpoint.parse("140.113.131.89:5060")
@@ -255,8 +256,7 @@ def test_static_claims_are_renewed_by_one_timer(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_port_is_one_of_those_that_are_forwarded() -> None:
     async def work() -> None:
-        with bound() as sock:
-            port = sock.getsockname()[1]
+        port = free_port()
         settings = STATIC.with_words(static_ports=f"{port}-{port + 1}")
         async with Keeper.open(settings) as keeper:
             async with (

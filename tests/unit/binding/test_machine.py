@@ -300,6 +300,22 @@ def test_back_in_the_network_it_looks_once() -> None:
     assert len(list(held.transmits())) == 1
 
 
+def test_who_wants_to_know_during_an_outage_does_not_wait_for_the_next_turn_of_a_check() -> None:
+    held = machine(Method.STUN, servers=(SERVER,))
+    answered(held, 0.02)
+    told(held)
+    begun_at = held.timeout_at()
+    assert begun_at is not None
+    assert lets_pass(held, begun_at + 3.2) == []
+    next_at, now = held.timeout_at(), begun_at + 3.3
+    assert next_at is not None
+    assert next_at > now + 1
+    held.network_changed(LOCAL, "somebody wants to know", now=now)
+    answered(held, now, mapped=PUBLIC.with_port(6000))
+    answered(held, now + 1, mapped=PUBLIC.with_port(6000))
+    assert gist(held) == [ChangeKind.CHANGED]
+
+
 @pytest.mark.parametrize("reason", ["eth0 is down", ""])
 def test_without_a_network_nothing_is_sent_whatever_was_under_way(reason: str) -> None:
     held = machine(Method.STUN, servers=(SERVER,))

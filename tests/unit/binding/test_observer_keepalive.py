@@ -61,6 +61,36 @@ def test_the_same_endpoint_is_no_news_but_the_round_trip() -> None:
     assert (sent(observer), observer.timeout_at()) == ([], None)
 
 
+def test_one_that_is_under_way_can_be_hastened_and_is_given_up_no_sooner_nor_later() -> None:
+    times = {}
+    for is_hastened in (False, True):
+        observer = observed()
+        checking(observer)
+        log = let_time_pass(observer, until=117.0)
+        if is_hastened:
+            for now in (117.0, 117.0, 117.05):  # once in a round trip
+                observer.hasten_check(now=now)
+            (asked,) = sent(observer)
+            assert asked.destination == A1P1
+        log += let_time_pass(observer, until=125.0)
+        times[is_hastened] = [at for at, _ in log]
+    assert times[True] == times[False]
+
+
+def test_the_answer_to_one_that_was_hastened_counts() -> None:
+    observer = observed()
+    checking(observer)
+    let_time_pass(observer, until=117.0)
+    observer.hasten_check(now=117.0)
+    (asked,) = sent(observer)
+    observer.receive(reply(asked), A1P1, now=117.02)
+    (unchanged,) = events(observer)
+    assert isinstance(unchanged, Unchanged)
+    assert unchanged.rtt_s == pytest.approx(0.02)
+    observer.hasten_check(now=118.0)  # there is none
+    assert (sent(observer), observer.timeout_at()) == ([], None)
+
+
 def test_a_server_that_adds_something_is_understood_all_the_same() -> None:
     observer = observed()
     for turn, other in enumerate([None, A2P2, None]):

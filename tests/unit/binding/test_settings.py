@@ -14,7 +14,6 @@ from nattools.binding.model import DEFAULT_METHODS, Method
 from nattools.binding.schedule import KeepaliveKind
 from nattools.binding.settings import (
     LEARN,
-    MOST_FILE_BYTES,
     WORDS,
     PortRange,
     Settings,
@@ -24,6 +23,7 @@ from nattools.binding.settings import (
 )
 from nattools.endpoint import Endpoint
 from nattools.errors import DecodeError
+from nattools.files import MOST_BYTES
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "settings.md"
 ROUTER = ip_address("192.168.0.1")
@@ -103,7 +103,7 @@ WRONG = [
     ("router_lease", "0x" + "f" * 9000, "something endless"),
     ("state_directory", '"~nobody-of-that-name/x"', "home"),
     ("state_directory", "[]", "directory"),
-    ("state_directory." + "a." * 3000 + "a", "1", "something endless"),
+    ("state_directory." + "a." * 3000 + "a", "1", "a table of ['a']"),
 ]
 
 
@@ -296,7 +296,7 @@ class TestFile:
         [
             (b"# a\nrouter_lease 5\n", "line 2"),
             (b"# a\n\nstatic_host = 'M\xfcnchen.example'\n", "line 3: not UTF-8"),
-            (b"#" * (MOST_FILE_BYTES + 1), "over 1048576 bytes"),
+            (b"#" * (MOST_BYTES + 1), "over 1048576 bytes"),
             (b"router_leese = 5", "did you mean router_lease?"),
             (b"router_lease = '?'", "expected whole seconds"),
         ],
@@ -309,7 +309,7 @@ class TestFile:
         assert str(path) in str(refusal.value)
 
     def test_what_cannot_be_read_is_refused_by_its_path(self, tmp_path: Path) -> None:
-        with pytest.raises(DecodeError, match=re.escape(f"{tmp_path}: the settings cannot be read: ")):
+        with pytest.raises(DecodeError, match=re.escape(f"{tmp_path}: the settings file cannot be read: ")):
             read_settings(tmp_path, {})
         with pytest.raises(DecodeError, match="null byte"):
             read_settings(Path("a\0b"), {})

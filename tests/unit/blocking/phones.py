@@ -37,13 +37,6 @@ def at(sock: socket.socket | SipSocket) -> Endpoint:
     return endpoint_of(sock.getsockname())
 
 
-def free_port() -> int:
-    """A port that nobody has at the moment."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return at(sock).port
-
-
 def next_sip(sock: socket.socket) -> bytes:
     """What comes next but for keepalives."""
     while not (data := sock.recv(65535)).strip(b"\r\n"):

@@ -21,11 +21,11 @@ from nattools.binding import background
 from nattools.binding.settings import Settings
 from nattools.blocking import SipSocket, SipSockets, ports
 from nattools.errors import BindingError, DecodeError
+from tests.ports import free_port
 from tests.unit.blocking.phones import (
     FORWARDED,
     PUBLIC,
     at,
-    free_port,
     next_sip,
     phone_socket,
     request,

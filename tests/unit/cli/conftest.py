@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,16 @@ from nattools.errors import (
 from nattools.mapping.registry import Registry
 from tests.unit.cli.natmap_client import NAT_PMP, OTHER, PCP, UPNP, FakeClient
 from tests.unit.mapping.ways import FakeWay
+
+
+@pytest.fixture(autouse=True)
+def _log_as_before() -> Iterator[None]:
+    """A command that runs in this process takes the log of nattools to its own stderr."""
+    logger = logging.getLogger("nattools")
+    before = logger.handlers[:], logger.propagate, logger.level, logging.raiseExceptions
+    yield
+    logger.handlers[:], logger.propagate, level, logging.raiseExceptions = before
+    logger.setLevel(level)
 
 
 @pytest.fixture

@@ -48,3 +48,12 @@ def test_output_that_cannot_be_written_is_one_line(command: str) -> None:
         1,
         f"{command}: its output cannot be written: No space left on device\n",
     )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell that can close files")
+def test_nobody_need_listen_to_it(command: str) -> None:
+    program = f"from nattools import cli; cli.{command}_command()"
+    for arguments, code in (("--version", 0), ("--no-such-option", 2)):
+        closed = ["sh", "-c", 'exec "$0" -c "$1" "$2" <&- >&- 2>&-', sys.executable, program, arguments]
+        assert subprocess.run(closed, timeout=30, check=False).returncode == code

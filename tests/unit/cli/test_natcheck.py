@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from nattools.sip.alg_probe import MOST_PACKETS
+from tests.ports import free_port
 from tests.unit.cli.test_stund import ports_in, running, start_line
 
 TIME_LIMIT_S = 30
@@ -104,8 +105,8 @@ def test_the_environment_names_servers_too() -> None:
 
 def test_the_local_port_can_be_chosen() -> None:
     with stund("127.0.0.1") as server, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
+        port = free_port()
+        taken.bind(("127.0.0.1", port))
         refused = natcheck(server, "--local-port", str(port))
         taken.close()
         assert document(server, "--local-port", str(port))["local"] == f"127.0.0.1:{port}"
@@ -116,9 +117,7 @@ def test_the_local_port_can_be_chosen() -> None:
 
 
 def test_where_nothing_listens_it_says_so() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     result = natcheck(f"127.0.0.1:{port}", "--timeout", "1")
     assert result.returncode == 3
     assert "NAT type" in result.stdout
@@ -169,9 +168,7 @@ def test_where_it_stays_unknown_whether_sip_is_rewritten_it_says_so_by_its_statu
 
 def test_the_search_for_an_alg_takes_the_same_local_port() -> None:
     with stund("127.0.0.1", reflects=True) as server:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         said = document(server, "--sip-alg", server, "--local-port", str(port))
     assert said["local"] == f"127.0.0.1:{port}"
     assert said["sip_alg"]["ports"][0]["mapped"] == f"127.0.0.1:{port}"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from nattools.cli import EXIT_INTERRUPTED, natgate, natgate_serve
+from nattools.cli.service import EXIT_CANNOT, EXIT_USAGE
 from nattools.endpoint import Endpoint
 from nattools.errors import LocalAddressError
 from nattools.session.flows import Listener
@@ -131,7 +132,7 @@ def test_an_alg_heeds_the_words_of_bindings_wherever_they_stand(
         ("--check-config --registrar --users nowhere.toml", "nowhere.toml: there is no such file of users"),
         (
             "--check-config --upstream sip:a --certificate no.pem --key no.pem",
-            "the certificate no.pem or the key no.pem cannot be read",
+            "no.pem: there is no such certificate",
         ),
         ("--alg --stun-server a:b:c", "stun_servers"),
     ],
@@ -140,7 +141,7 @@ def test_what_is_wrong_is_said_in_one_line(
     arguments: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, line = refusal(capsys, *arguments.split())
-    assert code == natgate.EXIT_USAGE
+    assert code == EXIT_USAGE
     assert line.startswith("natgate: ")
     assert said in line
 
@@ -160,7 +161,7 @@ def test_what_is_wrong_in_the_file_is_said_with_its_path(
     config = tmp_path / "natgate.toml"
     config.write_bytes(data)
     code, line = refusal(capsys, "--config", str(config))
-    assert code == natgate.EXIT_USAGE
+    assert code == EXIT_USAGE
     assert f"{config}: " in line
     assert said in line
 
@@ -181,7 +182,7 @@ def test_what_cannot_be_had_is_one_line_and_another_exit_code(
 
     monkeypatch.setattr(SessionServer, "start", start)
     code, line = refusal(capsys, "--upstream", "sip:127.0.0.9")
-    assert code == natgate.EXIT_CANNOT
+    assert code == EXIT_CANNOT
     assert line == "natgate: cannot listen on 127.0.0.1, UDP port 5060: address already in use\n"
 
 
@@ -191,7 +192,7 @@ def test_metrics_without_their_library_are_an_error_that_names_it(
     monkeypatch.setitem(sys.modules, "nattools.session.controller.metrics", None)
     words = ["--upstream", "sip:127.0.0.9", "--listen", "127.0.0.1:0", "--status", str(tmp_path / "s")]
     code, line = refusal(capsys, *words, "--metrics", "127.0.0.1:0")
-    assert code == natgate.EXIT_USAGE
+    assert code == EXIT_USAGE
     assert "pip install 'nattools[server]'" in line
 
 

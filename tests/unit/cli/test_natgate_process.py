@@ -15,6 +15,7 @@ import subprocess
 import sys
 import termios
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -115,7 +116,7 @@ def test_calls_go_on_while_users_change_and_while_it_ends(tmp_path: Path) -> Non
             gate.write_users("alice", "carol")
             gate.signal(signal.SIGHUP)
             gate.read_line("read again: the users from")
-            carol.cseq = iter(range(100, 200))  # type: ignore[assignment]
+            carol.cseq = iter(range(100, 200))  # type: ignore[assignment]  # others than its own
             assert (await carol.register()).status_code == 200
 
             gate.signal(signal.SIGTERM)
@@ -167,6 +168,22 @@ def test_a_second_signal_ends_it_at_once_and_sqlite_keeps_its_registrations(tmp_
         code, _, log = gate.finish()
     assert code == 0
     assert not any("what=new" in line for line in log)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signals_on_the_heels_of_the_first_end_it_no_less_well(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    with natgate(tmp_path) as gate:
+        gate.signal(signal.SIGTERM)
+        deadline = time.monotonic() + TIME_LIMIT_S
+        while gate.process.poll() is None and time.monotonic() < deadline:
+            gate.signal(number)
+            time.sleep(0.001)
+        code, _, log = gate.finish()
+        assert code == 0
+        assert log[-1].endswith("natgate: stopped\n")
+        assert not any("Traceback" in line for line in log)
 
 
 def test_another_natgate_is_not_disturbed(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from nattools.cli import natgate, natgate_status
 from nattools.cli.natgate_page import duration, show_page
+from nattools.cli.service import EXIT_CANNOT
 from nattools.errors import TransportError
 from nattools.session.settings import EngineName
 from nattools.session.status import GateStatus
@@ -145,7 +146,7 @@ def test_where_nobody_is_to_be_asked_both_places_are_named(
     assert not answers
     with pytest.raises(SystemExit) as ended:
         natgate.main(["status"])
-    assert ended.value.code == natgate.EXIT_CANNOT
+    assert ended.value.code == EXIT_CANNOT
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1

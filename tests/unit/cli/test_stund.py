@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from nattools.cli import stund
+from tests.ports import free_port
 
 BINDING = bytes.fromhex("00010000 2112a442") + bytes(12)
 TIME_LIMIT_S = 20
@@ -35,14 +39,19 @@ def running(*arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def start_line(process: subprocess.Popen[str]) -> str:
+    """The next line of its log, without the time."""
     assert process.stderr is not None
-    return process.stderr.readline()
+    return without_times(process.stderr.readline())
+
+
+def without_times(log: str) -> str:
+    return re.sub(r"^\S+Z (?=stund: )", "", log, flags=re.MULTILINE)
 
 
 def finished(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    """The exit code, and what else was written."""
+    """The exit code, and what else was written, without the times of its log."""
     out, err = process.communicate(timeout=TIME_LIMIT_S)
-    return process.returncode, out, err
+    return process.returncode, out, without_times(err)
 
 
 def ports_in(line: str) -> list[int]:
@@ -65,7 +74,7 @@ def test_it_serves_until_a_signal_and_then_says_what_it_did(number: signal.Signa
         assert ports[:2] == ports[2:]
         assert "127.0.0.1:" in line
         assert "127.0.0.2:" in line
-        assert line.endswith("(UDP and TCP), NAT behaviour tests included\n")
+        assert line.endswith("(UDP and TCP); NAT behaviour tests included\n")
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
             client.sendto(b"hello", ("127.0.0.1", ports[0]))
         assert len(ask(ports[0])) == 56
@@ -75,6 +84,42 @@ def test_it_serves_until_a_signal_and_then_says_what_it_did(number: signal.Signa
             "",
             "stund: stopped: 1 requests answered; dropped: 1 not STUN\n",
         )
+
+
+WORKERS = pytest.param("2", marks=pytest.mark.skipif(sys.platform != "linux", reason="workers need Linux"))
+
+
+@pytest.mark.parametrize("workers", ["1", WORKERS])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signals_on_the_heels_of_the_first_change_nothing(number: signal.Signals, workers: str) -> None:
+    with running("127.0.0.1", "--port", "0", "--workers", workers) as process:
+        start_line(process)
+        process.terminate()
+        deadline = time.monotonic() + TIME_LIMIT_S
+        while process.poll() is None and time.monotonic() < deadline:
+            process.send_signal(number)
+            time.sleep(0.001)
+        code, _, log = finished(process)
+        assert code == 0
+        assert log.endswith("stund: stopped: 0 requests answered; dropped: nothing\n")
+        assert "Traceback" not in log
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers need Linux")
+def test_a_worker_that_begins_does_not_end_by_being_told_to_read_again() -> None:
+    with running("127.0.0.1", "--port", "0", "--workers", "2") as process:
+        start_line(process)
+        [worker, _] = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(worker), signal.SIGKILL)
+        ended = [start_line(process)]
+        for _ in range(100):  # the new one hears some of them before it serves
+            process.send_signal(signal.SIGHUP)
+            time.sleep(0.002)
+        process.terminate()
+        code, _, log = finished(process)
+        assert code == 0
+        ended += [line for line in log.splitlines() if "ended by" in line]
+        assert ["SIGKILL" in line for line in ended] == [True]
 
 
 def test_one_address_says_what_it_cannot_do() -> None:
@@ -90,15 +135,6 @@ def test_one_address_says_what_it_cannot_do() -> None:
         assert (code, out) == (0, "")
         assert f"to 127.0.0.1:{port}, 5 bytes: dropped (not STUN)" in err
         assert f"to 127.0.0.1:{port}, 20 bytes: answered from 127.0.0.1:{port}" in err
-
-
-def test_by_default_every_ipv4_address_is_served() -> None:
-    with running("--port", "0") as process:
-        line = start_line(process)
-        assert line.startswith("stund: serving 0.0.0.0:")
-        assert len(ask(ports_in(line)[0])) == 44
-        process.terminate()
-        assert finished(process)[0] == 0
 
 
 OPTIONS = (
@@ -149,9 +185,7 @@ def test_a_reflector_with_two_addresses_has_its_sip_port_on_both() -> None:
 
 
 def test_it_names_each_port_that_reflects_once() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     with running("127.0.0.1", "--port", port, "--sip-reflector", "--sip-port", port) as process:
         assert start_line(process).strip().endswith("; reflecting SIP there")
 
@@ -211,11 +245,10 @@ def test_a_stderr_that_is_gone_does_not_stop_it() -> None:
     [
         (["localhost"], "'localhost' is not an IP address"),
         (["127.0.0.1:3478"], "'127.0.0.1:3478' is not an IP address"),
-        (["127.0.0.1", "::1"], "different families"),
         (["127.0.0.1", "127.0.0.1"], "the same address"),
         (["0.0.0.0", "127.0.0.1"], "both addresses must be named"),
         (["127.0.0.1", "127.0.0.2", "--port", "3479"], "both 3479"),
-        (["127.0.0.1", "127.0.0.2", "127.0.0.3"], "unexpected extra argument"),
+        (["127.0.0.1", "127.0.0.2", "127.0.0.3"], "two addresses at the most"),
         (["224.0.0.1"], "multicast"),
         (["--port", "65536"], "65536"),
         (["--port", "sip"], "sip"),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 import os
 import re
 import signal
@@ -13,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from nattools.cli import stund
 from nattools.stun.attributes import USERNAME
 from nattools.stun.integrity import short_term_key, with_integrity
 from nattools.stun.message import Message
+from tests.ports import free_port, free_ports
 from tests.unit.cli.test_stund import (
     BINDING,
     TIME_LIMIT_S,
@@ -38,34 +37,17 @@ CHANGE = bytes.fromhex("00010008 2112a442") + bytes(12) + bytes.fromhex("0003000
 QUIET_S = 0.2
 
 
-@pytest.fixture(autouse=True)
-def _log_as_before() -> Iterator[None]:
-    """A command that runs in this process takes the log of nattools to its own stderr."""
-    logger = logging.getLogger("nattools")
-    handlers, propagate, level, raises = (
-        logger.handlers[:],
-        logger.propagate,
-        logger.level,
-        logging.raiseExceptions,
-    )
-    yield
-    logger.handlers[:], logger.propagate, logging.raiseExceptions = handlers, propagate, raises
-    logger.setLevel(level)
-
-
-def free_tcp_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
-
-
 def answers(port: int, requests: int) -> int:
-    """How many of so many requests of one socket, sent at once, are answered."""
+    """How many of so many requests of one socket, sent at once, are answered.
+
+    No other test has had that socket's port, and so no share of its limit.
+    """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-        client.settimeout(QUIET_S)
+        client.bind(("127.0.0.1", free_port()))
         for _ in range(requests):
             client.sendto(BINDING, ("127.0.0.1", port))
+        ask(port)  # by another socket: when that is answered, so are those before it
+        client.settimeout(QUIET_S)
         count = 0
         try:
             while True:
@@ -86,6 +68,12 @@ def sample(text: str, name: str) -> float:
     return float(value)
 
 
+def answered(metrics: int) -> float:
+    """How many requests, according to the metrics at that port."""
+    values = re.findall(r"^stund_requests_total\{.*\} (\S+)$", get(metrics, "/metrics"), re.MULTILINE)
+    return sum(map(float, values))
+
+
 def until(is_so: Callable[[], bool]) -> None:
     deadline = time.monotonic() + TIME_LIMIT_S
     while not is_so():
@@ -99,10 +87,10 @@ def test_a_file_and_its_flags_are_checked_without_serving(
     (tmp_path / "users.toml").write_text('[users]\nalice = "secret"\n')
     (tmp_path / "users.toml").chmod(0o600)
     config = tmp_path / "stund.toml"
-    config.write_text('address = "127.0.0.1"\nusers = "users.toml"\n[limits]\nsocket = [1, 2]\n')
+    config.write_text('addresses = ["127.0.0.1", "::1"]\nusers = "users.toml"\n[limits]\nsocket = [1, 2]\n')
     stund.main(["--config", str(config), "--port", "19302", "--limit", "address=5:5", "--check-config"])
     captured = capsys.readouterr()
-    assert captured.out == "the settings are good: 127.0.0.1:19302\n"
+    assert captured.out == "the settings are good: 127.0.0.1:19302, [::1]:19302\n"
     assert captured.err == ""
 
 
@@ -113,7 +101,7 @@ def test_a_file_and_its_flags_are_checked_without_serving(
         ("port = 1\nport = 2", [], "this is not TOML"),
         ("prot = 1", [], "did you mean port?"),
         ("\xff", [], "not UTF-8"),
-        ('users = "nobody.toml"', [], "nobody.toml: it cannot be read"),
+        ('users = "nobody.toml"', [], "nobody.toml: there is no such file of users"),
         ("", ["--limit", "socket=5"], "socket=20:40"),
         ("", ["--user", "nobody-of-that-name"], "no user 'nobody-of-that-name'"),
         ("", ["--log", "xml"], "text, json"),
@@ -192,7 +180,7 @@ def test_a_log_in_json_has_the_values_of_each_line() -> None:
         serving = json.loads(start_line(process))
         assert serving["event"] == "serving"
         assert len(serving["sockets"]) == 4
-        assert serving["behaviour_tests"] is True
+        assert serving["behaviour_tests"] == {"IPv4": True}
         assert serving["message"].startswith("serving 127.0.0.1:")
         ask(int(serving["sockets"][0].rpartition(":")[2]))
         process.terminate()
@@ -201,7 +189,7 @@ def test_a_log_in_json_has_the_values_of_each_line() -> None:
 
 
 def test_metrics_tell_what_was_answered_and_what_was_not() -> None:
-    metrics = free_tcp_port()
+    metrics = free_port()
     limits = ("--limit", "socket=0.01:2")
     with running("127.0.0.1", "--port", "0", "--metrics", f"127.0.0.1:{metrics}", *limits) as process:
         line = start_line(process)
@@ -211,7 +199,9 @@ def test_metrics_tell_what_was_answered_and_what_was_not() -> None:
         assert get(metrics, "/health") == "200 OK\n"
         process.terminate()
         assert finished(process)[0] == 0
-    assert sample(text, "stund_answered_total") == 2
+    assert (
+        sample(text, 'stund_requests_total{family="ipv4",kind="plain",transport="udp"}') == 3
+    )  # with the one that came after those
     assert sample(text, 'stund_dropped_total{reason="rate_limited"}') == 3
     assert sample(text, 'stund_limiter_refused_total{level="socket"}') == 3
 
@@ -228,17 +218,17 @@ def test_what_clients_are_told_is_the_address_that_is_advertised() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="several workers need Linux")
 def test_several_workers_serve_one_port_and_stop_with_one_sum() -> None:
-    metrics = free_tcp_port()
+    metrics = free_port()
     with running(*LOOPBACK, "--workers", "2", "--metrics", f"127.0.0.1:{metrics}") as process:
         line = start_line(process)
         assert "; 2 processes" in line
         port = ports_in(line)[0]
         for _ in range(20):
             assert len(ask(port)) == 56
-        until(lambda: sample(get(metrics, "/metrics"), "stund_answered_total") == 20)
+        until(lambda: answered(metrics) == 20)
         assert sample(get(metrics, "/metrics"), "stund_workers") == 2
         process.send_signal(signal.SIGHUP)
-        assert [start_line(process) for _ in range(2)] == 2 * ["stund: the settings were read again\n"]
+        assert start_line(process) == "stund: the settings were read again\n"
         process.terminate()
         assert finished(process) == (0, "", "stund: stopped: 20 requests answered; dropped: nothing\n")
 
@@ -270,22 +260,12 @@ def test_users_that_others_can_read_are_warned_of(tmp_path: Path) -> None:
     assert "tr0ub4dor" not in done.stdout + done.stderr
 
 
-def free_udp_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [
-            stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(count)
-        ]
-        for free in sockets:
-            free.bind(("127.0.0.1", 0))
-        return [free.getsockname()[1] for free in sockets]
-
-
 def test_two_of_them_with_one_address_each_answer_from_each_other(tmp_path: Path) -> None:
     key = tmp_path / "peer.key"
     key.write_text("an hour of dice\nfor thirty bytes\n")
     key.chmod(0o600)
-    port, alternate_port, link_port = free_udp_ports(3)
-    metrics = free_tcp_port()
+    port, alternate_port, link_port = free_ports(3)
+    metrics = free_port()
     ports = ("--port", str(port), "--alternate-port", str(alternate_port), "--peer-port", str(link_port))
     alone = ("127.0.0.1", "--peer", "127.0.0.2", "--peer-key", str(key), *ports)
     with (
@@ -304,7 +284,8 @@ def test_two_of_them_with_one_address_each_answer_from_each_other(tmp_path: Path
             assert reply[:2] == b"\x01\x01"
             assert origin == ("127.0.0.2", alternate_port)
             text = get(metrics, "/metrics")
-            assert sample(text, "stund_peer_up") == sample(text, "stund_peer_handed_over_total") == 1
+            for name in ("stund_peer_up", "stund_peer_handed_over_total"):
+                assert sample(text, f'{name}{{family="ipv4"}}') == 1
             other.terminate()
             assert finished(other)[0] == 0
         one.terminate()
@@ -314,12 +295,18 @@ def test_two_of_them_with_one_address_each_answer_from_each_other(tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["127.0.0.1", "--peer", "127.0.0.2"], "peer and peer_key belong together"),
+        (["127.0.0.1", "--peer", "127.0.0.2"], "peers and peer_key belong together"),
         (["127.0.0.1", "--peer", "127.0.0.2", "--peer-key", "KEY"], "a key of 5 bytes"),
-        (["127.0.0.1", "--peer", "127.0.0.2", "--peer-key", "NONE"], "NONE: it cannot be read"),
-        (["127.0.0.1", "127.0.0.3", "--peer", "127.0.0.2", "--peer-key", "KEY"], "exclude each other"),
-        (["--peer", "127.0.0.2", "--peer-key", "KEY"], "an address of this machine that is named"),
-        (["127.0.0.1", "--peer", "::1", "--peer-key", "KEY"], "different families"),
+        (
+            ["127.0.0.1", "--peer", "127.0.0.2", "--peer-key", "NONE"],
+            "NONE: there is no such file",
+        ),
+        (
+            ["127.0.0.1", "127.0.0.3", "--peer", "127.0.0.2", "--peer-key", "KEY"],
+            "has the second IPv4 address",
+        ),
+        (["--peer", "127.0.0.2", "--peer-key", "KEY"], "it wants one, which is named"),
+        (["127.0.0.1", "--peer", "::1", "--peer-key", "KEY"], "has the second IPv6 address"),
         (["127.0.0.1", "--peer", "127.0.0.1", "--peer-key", "KEY"], "the same address"),
         (["127.0.0.1", "--port", "0", "--peer", "127.0.0.2", "--peer-key", "KEY"], "port 0"),
         (["127.0.0.1", "--port", "3480", "--peer", "127.0.0.2", "--peer-key", "KEY"], "they must differ"),
@@ -350,7 +337,7 @@ def test_what_a_peer_cannot_do_without_is_one_line(
 @pytest.mark.parametrize("workers", [1, 2])
 def test_root_is_given_up_once_the_ports_are_bound(workers: int) -> None:
     entry = pytest.importorskip("pwd").getpwnam("nobody")
-    metrics = free_tcp_port()
+    metrics = free_port()
     arguments = ("--user", "nobody", "--workers", str(workers), "--metrics", f"127.0.0.1:{metrics}")
     with running(*LOOPBACK, *arguments) as process:
         port = ports_in(start_line(process))[0]
@@ -362,7 +349,7 @@ def test_root_is_given_up_once_the_ports_are_bound(workers: int) -> None:
             assert rights(number)["Gid"] == 4 * [str(entry.pw_gid)]
             assert int(rights(number)["CapEff"][0], 16) == 0
         assert len(ask(port)) == 56
-        until(lambda: sample(get(metrics, "/metrics"), "stund_answered_total") == 1)
+        until(lambda: answered(metrics) == 1)
         process.terminate()
         assert finished(process)[0] == 0
 

@@ -1,16 +1,19 @@
-"""A laboratory that cannot be built says why, in one line."""
+"""A laboratory that cannot be built says why, in one line; and how long one is waited for."""
 
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from nattools.errors import LabError
-from nattools.lab.namespaces import Lab, why_no_igd, why_unavailable
+from nattools.lab import namespaces
+from nattools.lab.namespaces import Lab, Process, why_no_igd, why_unavailable
 from nattools.lab.nat import NatKind
-from nattools.lab.topology import Topology
+from nattools.lab.topology import SERVER, Topology
 
 
 @pytest.mark.parametrize("platform", ["darwin", "win32"])
@@ -45,3 +48,25 @@ def test_a_python_that_does_not_start_is_reported(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(shutil, "which", lambda name, path: f"/usr/sbin/{name}")
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
     assert "cannot be started" in str(why_unavailable())
+
+
+def test_a_server_that_is_slow_to_come_up_on_a_busy_machine_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock_s = 0.0
+    lab = Lab(Topology(NatKind.OPEN))
+
+    def sleep(_seconds: float) -> None:
+        nonlocal clock_s
+        clock_s += 1
+
+    def bound(_lab: Lab, _tcp: bool) -> set[str]:
+        return namespaces._local_addresses(SERVER) if clock_s > 20 else set()
+
+    monkeypatch.setattr(namespaces, "time", SimpleNamespace(monotonic=lambda: clock_s, sleep=sleep))
+    monkeypatch.setattr(Lab, "_bound", bound)
+    with Process([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as server:
+        try:
+            lab.wait_until_bound(server, [SERVER])
+        finally:
+            server.kill()

@@ -123,6 +123,12 @@ def run(work: Coroutine[None, None, None]) -> None:
     asyncio.run(bounded())
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for it; whoever calls must have a time limit."""
+    while not condition():  # noqa: ASYNC110  # nobody tells of it
+        await asyncio.sleep(0.001)
+
+
 async def news(client: MappingClient) -> MappingChange:
     """The next change."""
     return await anext(client.changes())

@@ -19,8 +19,10 @@ from nattools.net.listener import Datagram, UdpListener
 np = pytest.importorskip("numpy")
 
 from nattools.net import batch as batch_module  # noqa: E402 - there is none without numpy
-from nattools.net.batch import (  # noqa: E402
+from nattools.net.batch import (  # noqa: E402 - it needs numpy
+    BATCHES_KEPT,
     BATCHES_PER_WAKEUP,
+    REPLY_BYTES,
     BatchBuffers,
     BatchReader,
     is_available,
@@ -113,7 +115,7 @@ def test_replies_go_to_the_rows_that_are_named_each_with_its_own_size() -> None:
 
     def on_batch(reader: BatchReader, count: int) -> None:
         rows = np.flatnonzero(reader.buffers.payload[:count, 0] == ord("?"))
-        reader.buffers.replies[: len(rows)] = reader.buffers.payload[rows, :64]
+        reader.buffers.replies[: len(rows)] = reader.buffers.payload[rows, :REPLY_BYTES]
         sizes = reader.buffers.lengths[rows].astype(np.uint64)
         taken.append(reader.reply(len(rows), sizes, rows))
 
@@ -140,7 +142,7 @@ def test_without_rows_each_reply_goes_to_the_source_of_its_own_row() -> None:
     counts: list[int] = []
 
     def on_batch(reader: BatchReader, count: int) -> None:
-        reader.buffers.replies[:count] = reader.buffers.payload[:count, :64]
+        reader.buffers.replies[:count] = reader.buffers.payload[:count, :REPLY_BYTES]
         assert reader.reply(1, np.array([4], np.uint64), np.array([count - 1])) == 1
         assert reader.reply(count, 5) == count
         assert reader.reply(count, 3) == count
@@ -191,10 +193,10 @@ def test_on_a_wildcard_bind_each_reply_leaves_from_the_address_that_was_asked() 
         for row in range(count):
             got.append(reader.datagram(row))
             assert buffers.own[row].tobytes() == buffers.asked[row].tobytes() == got[-1].local.ip.packed
-        buffers.replies[:count] = buffers.payload[:count, :64]
+        buffers.replies[:count] = buffers.payload[:count, :REPLY_BYTES]
         assert reader.reply(count, 1) == count
         rows = np.arange(count)[::-1]
-        buffers.replies[:count] = buffers.payload[rows, :64]
+        buffers.replies[:count] = buffers.payload[rows, :REPLY_BYTES]
         assert reader.reply(count, 2, rows) == count
 
     with client("127.0.0.9") as sock:
@@ -307,6 +309,19 @@ def test_what_the_system_does_not_take_costs_no_more_than_it_must(
         assert BatchBuffers(ipv6=False, rows=8).reply(sock, 8, 20) == sent
     assert system.calls == calls
     assert not system.script
+
+
+def test_what_long_datagrams_have_taken_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that the system has back reads as zeros."""
+    monkeypatch.setattr(batch_module, "_LIBRARY", System(*[1] * BATCHES_KEPT))
+    buffers = BatchBuffers(ipv6=False, rows=8)
+    buffers.payload[:, -1] = 1
+    with client() as sock:
+        for _ in range(BATCHES_KEPT - 1):
+            buffers.receive(sock)
+        assert buffers.payload.any()
+        buffers.receive(sock)
+    assert not buffers.payload.any()
 
 
 @pytest.mark.parametrize(

@@ -304,7 +304,8 @@ def test_nothing_is_told_after_the_end(world: World) -> None:
     async def run() -> None:
         with world.watched() as watch:
             world.passes(2, asleep_s=3600)
-            await asyncio.sleep(EVERY_S * 2)  # the bell is about to ring
+            while watch._bell is None:  # noqa: ASYNC110  # it is about to ring
+                await asyncio.sleep(EVERY_S / 10)
             watch.close()
             looks = world.looks
             await asyncio.sleep(A_WHILE_S)

@@ -16,6 +16,7 @@ import trustme
 from nattools.endpoint import Endpoint
 from nattools.errors import DecodeError, LocalAddressError, TransportError
 from nattools.net.stream import StreamConnection
+from tests.ports import free_port
 
 
 def one_byte_length(start: bytes | bytearray) -> int | None:
@@ -192,9 +193,7 @@ def test_the_loss_of_the_connection_is_told_once(first_words: bytes, then: str, 
 
 
 def unused_port() -> Endpoint:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        return Endpoint.of(*unused.getsockname())
+    return Endpoint.of("127.0.0.1", free_port())
 
 
 def test_a_refused_connection_is_a_transport_error() -> None:

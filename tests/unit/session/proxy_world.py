@@ -35,6 +35,8 @@ class Plan:
     cancels_after_s: float | None = None
     hangs_up_after_s: float = 5.0
     ignores_route: bool = False
+    knows_one_call: bool = False
+    """Whether the caller does not see that several phones have answered: baresip and others."""
     loss: float = 0.3
     duplication: float = 0.2
     delay_s: float = 0.3
@@ -92,7 +94,8 @@ class Caller:
             code = taken.status_code or 0
             if key[1] == "INVITE":
                 self.codes.append(code)
-                if 200 <= code < 300:
+                is_known = not self.established or (taken.to_tag or b"") in self.established
+                if 200 <= code < 300 and (is_known or not self.plan.knows_one_call):
                     acks.append(self.ack(transaction.request, taken, now))
             elif key[1] == "BYE" and code >= 200:
                 self.ended += 1

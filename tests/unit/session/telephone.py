@@ -302,3 +302,18 @@ def _key(message: SipMessage) -> tuple[object, ...]:
     with suppress(ValueError):
         return message.branch, message.cseq
     return ()
+
+
+@asynccontextmanager
+async def alice_and_bob(
+    directory: Path, *, alice_by: str = "UDP", **words: Any
+) -> AsyncIterator[tuple[SessionServer, Telephone, Telephone]]:
+    """A natgate, and two telephones that are registered with it; bob has UDP."""
+    async with (
+        gate(directory, **words) as server,
+        Telephone("alice", place(server, alice_by), transport=alice_by) as alice,
+        Telephone("bob", place(server)) as bob,
+    ):
+        await alice.register()
+        await bob.register()
+        yield server, alice, bob

@@ -161,7 +161,7 @@ class Stage:
             )
         else:
             flow = event.next_hop.flow or self.flow_to(following)
-            self.proxy.forward(event.number, flow=flow, now=self.now, realm=REALMS.get(self.name, ""))
+            self.proxy.forward(event.number, flows=[flow], now=self.now, realm=REALMS.get(self.name, ""))
         self.sent += self.proxy.transmits()
 
     def flow_to(self, step: Step) -> Flow:

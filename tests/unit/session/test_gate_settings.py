@@ -20,10 +20,10 @@ from nattools.session.settings import (
     GateSettings,
     IceHandling,
     ListenAddress,
-    LogForm,
     PingKind,
     parse_listen,
 )
+from nattools.words import LogForm
 
 EVERYTHING = """
 listen = ["203.0.113.5", "udp:[2001:db8::1]:5070", "tls:203.0.113.5:5061"]

@@ -124,6 +124,7 @@ BINDINGS = st.builds(
     flow=st.text(max_size=5),
     instance=TEXTS.map(lambda data: data.decode("utf-8", "surrogateescape")),
     reg_id=st.none() | st.integers(1, 2**31 - 1),
+    server=st.none() | st.just(Endpoint.parse("1.2.3.4:5060")),
 )
 
 

@@ -154,7 +154,7 @@ class Desk:
 
     async def until_gone(self) -> None:
         async with asyncio.timeout(1000):
-            while await self.registered():  # noqa: ASYNC110 - as above
+            while await self.registered():  # noqa: ASYNC110 - the clock jumps, so that nobody waits
                 await asyncio.sleep(0.1)
 
     def is_known(self, source: Endpoint) -> bool:

@@ -7,7 +7,7 @@ import pytest
 from nattools.endpoint import Endpoint
 from nattools.session.events import CallEnded, CallFailed, CallStarted
 from nattools.session.flows import Flow
-from nattools.session.forking import Target
+from nattools.session.forking import Target, by_flows
 from nattools.sip.message import SipMessage
 from tests.unit.session.proxy_desk import (
     ALICE,
@@ -153,6 +153,48 @@ def test_a_request_that_could_not_be_sent_counts_as_503() -> None:
     assert lines(desk.proxy.transmits()) == [f"INVITE sip:carol@{CAROL} -> {CAROL}"]
 
 
+SPARES = by_flows(BOB_TARGET.uri, [Flow("u", BOB), Flow("u", CAROL)])
+
+
+def test_a_spare_is_tried_where_the_one_before_cannot_be_reached() -> None:
+    desk = Desk()
+    desk.put(request())
+    number = desk.received().number
+    assert desk.proxy.leaves_by(number, SPARES) == [Flow("u", BOB)]
+    desk.proxy.forward(number, SPARES, now=0)
+    sent = desk.proxy.transmits()[1]
+    desk.proxy.send_failed(sent, now=0)
+    assert lines(desk.proxy.transmits()) == [f"INVITE sip:bob@{BOB} -> {CAROL}"]
+
+
+def test_so_it_is_where_that_one_says_503() -> None:
+    desk = Desk()
+    (invite,) = desk.invite(*SPARES)
+    other, ack = desk.respond(invite, 503)
+    assert lines([other, ack]) == [f"INVITE sip:bob@{BOB} -> {CAROL}", f"ACK sip:bob@{BOB} -> {BOB}"]
+    assert lines(desk.respond(SipMessage.parse(other.data), 404, CAROL))[0] == f"404 Word -> {ALICE}"
+
+
+@pytest.mark.parametrize("code", [401, 404, 486, 500, 603])
+def test_where_that_one_has_answered_the_spare_is_left_alone(code: int) -> None:
+    desk = Desk()
+    (invite,) = desk.invite(*SPARES)
+    assert lines(desk.respond(invite, code)) == [
+        f"{code} Word -> {ALICE}",
+        f"ACK sip:bob@{BOB} -> {BOB}",
+    ]
+    assert [one for _, one in desk.wait(0.1) if one.destination == CAROL] == []
+
+
+def test_a_cancelled_request_goes_to_no_spare() -> None:
+    desk = Desk()
+    desk.put(request())
+    sent = desk.forward(*SPARES)[1]
+    desk.put(request("CANCEL"))
+    desk.proxy.send_failed(sent, now=0)
+    assert lines(desk.proxy.transmits()) == [f"487 Request Terminated -> {ALICE}"]
+
+
 def test_a_request_without_next_hop_wants_targets() -> None:
     desk = Desk()
     desk.put(request())
@@ -169,7 +211,7 @@ def test_a_host_name_is_for_the_driver_to_resolve() -> None:
     hop = received.next_hop
     assert hop is not None
     assert (hop.host, hop.port, hop.transport, hop.flow) == (b"elsewhere.test", 5070, "TCP", None)
-    desk.proxy.forward(received.number, now=0, flow=Flow("t", BOB))
+    desk.proxy.forward(received.number, now=0, flows=[Flow("t", BOB)])
     sent = desk.proxy.transmits()[1]
     assert (sent.socket, sent.destination) == ("t", BOB)
     assert len(texts(SipMessage.parse(sent.data), "record-route")) == 2

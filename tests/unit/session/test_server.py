@@ -21,7 +21,7 @@ from nattools.session.settings import GateSettings, parse_listen
 from nattools.session.status import CallState
 from nattools.sip.message import SipMessage
 from nattools.sip.sdp import SessionDescription
-from tests.unit.session.telephone import SDP, Telephone, gate, gate_settings, place
+from tests.unit.session.telephone import SDP, Telephone, alice_and_bob, gate, gate_settings, place
 
 
 def media_port(message: SipMessage) -> int:
@@ -71,13 +71,7 @@ def test_at_another_port_its_address_without_a_port_means_it_too(tmp_path: Path)
     """Phones that have been told a port call `sip:bob@203.0.113.5` all the same."""
 
     async def scenario() -> None:
-        async with (
-            gate(tmp_path) as server,
-            Telephone("alice", place(server)) as alice,
-            Telephone("bob", place(server)) as bob,
-        ):
-            await alice.register()
-            await bob.register()
+        async with alice_and_bob(tmp_path) as (_server, alice, bob):
             invited = await alice.ask("INVITE", f"sip:bob@{bob.host}", body=SDP % 10000)
             assert invited.status_code == 200
             assert (await alice.within("BYE")).status_code == 200
@@ -93,13 +87,7 @@ def test_what_is_too_large_for_a_datagram_is_sent_whole_and_counted(
     """A request with a long header, and one whose response repeats a long Call-ID; bob has UDP."""
 
     async def scenario() -> None:
-        async with (
-            gate(tmp_path) as server,
-            Telephone("alice", place(server, transport), transport=transport) as alice,
-            Telephone("bob", place(server)) as bob,
-        ):
-            await alice.register()
-            await bob.register()
+        async with alice_and_bob(tmp_path, alice_by=transport) as (server, alice, bob):
             long = "x" * 1200
             alice.send(alice.request("MESSAGE", f"sip:bob@{bob.server}", headers=[("X-Long", long)]))
             await bob.until(lambda: bob.requests_of("MESSAGE"))
@@ -135,13 +123,7 @@ def test_a_phone_with_ipv4_calls_one_with_ipv6(tmp_path: Path) -> None:
 
 def test_a_call_is_refused_and_one_is_cancelled(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with (
-            gate(tmp_path) as server,
-            Telephone("alice", place(server)) as alice,
-            Telephone("bob", place(server)) as bob,
-        ):
-            await alice.register()
-            await bob.register()
+        async with alice_and_bob(tmp_path) as (server, alice, bob):
             bob.answers = 486
             assert (await alice.call("bob")).status_code == 486
             bob.answers = None
@@ -210,13 +192,7 @@ def test_a_phone_whose_connection_has_ended_is_registered_no_more(tmp_path: Path
 
 def test_a_phone_that_does_not_answer_is_asked_again(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with (
-            gate(tmp_path, keepalive="none") as server,
-            Telephone("alice", place(server)) as alice,
-            Telephone("bob", place(server)) as bob,
-        ):
-            await alice.register()
-            await bob.register()
+        async with alice_and_bob(tmp_path, keepalive="none") as (_server, alice, bob):
             arrived = asyncio.Queue[bytes]()
             bob.take = arrived.put_nowait  # type: ignore[method-assign,assignment]  # it hears, and says nothing
             alice.send(alice.request("INVITE", f"sip:bob@{alice.server}", body=SDP % 10000))
@@ -237,13 +213,7 @@ def test_a_phone_that_does_not_answer_is_asked_again(tmp_path: Path) -> None:
 )
 def test_calls_have_limits(tmp_path: Path, words: dict[str, Any], code: int) -> None:
     async def scenario() -> None:
-        async with (
-            gate(tmp_path, **words) as server,
-            Telephone("alice", place(server)) as alice,
-            Telephone("bob", place(server)) as bob,
-        ):
-            await alice.register()
-            await bob.register()
+        async with alice_and_bob(tmp_path, **words) as (server, alice, bob):
             assert (await alice.call("bob")).status_code == 200
             assert (await alice.call("bob")).status_code == code
             assert len((await server.status()).calls) == 1
@@ -255,13 +225,7 @@ def test_calls_have_limits(tmp_path: Path, words: dict[str, Any], code: int) -> 
 
 def test_draining_waits_for_calls_and_takes_no_new_ones(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with (
-            gate(tmp_path) as server,
-            Telephone("alice", place(server)) as alice,
-            Telephone("bob", place(server)) as bob,
-        ):
-            await alice.register()
-            await bob.register()
+        async with alice_and_bob(tmp_path) as (server, alice, bob):
             await alice.call("bob")
             draining = asyncio.ensure_future(server.drain(60))
             await asyncio.sleep(0)
@@ -279,13 +243,7 @@ def test_draining_waits_for_calls_and_takes_no_new_ones(tmp_path: Path) -> None:
 
 def test_draining_lets_what_rings_be_answered(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with (
-            gate(tmp_path) as server,
-            Telephone("alice", place(server)) as alice,
-            Telephone("bob", place(server)) as bob,
-        ):
-            await alice.register()
-            await bob.register()
+        async with alice_and_bob(tmp_path) as (server, alice, bob):
             bob.answers = None
             calling = asyncio.ensure_future(alice.call("bob"))
             await bob.until(lambda: bob.requests_of("INVITE"))
@@ -303,13 +261,7 @@ def test_draining_lets_what_rings_be_answered(tmp_path: Path) -> None:
 
 def test_calls_that_are_left_at_the_end_of_draining_are_hung_up_on_both_sides(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with (
-            gate(tmp_path) as server,
-            Telephone("alice", place(server)) as alice,
-            Telephone("bob", place(server)) as bob,
-        ):
-            await alice.register()
-            await bob.register()
+        async with alice_and_bob(tmp_path) as (server, alice, bob):
             await alice.call("bob")
             await server.drain(0)
             assert alice.requests_of("BYE")
@@ -323,13 +275,9 @@ def test_calls_that_are_left_at_the_end_of_draining_are_hung_up_on_both_sides(tm
 def test_garbage_costs_a_counter_and_no_call(tmp_path: Path, transport: str) -> None:
     async def scenario() -> None:
         async with (
-            gate(tmp_path) as server,
-            Telephone("alice", place(server)) as alice,
-            Telephone("bob", place(server)) as bob,
+            alice_and_bob(tmp_path) as (server, alice, _bob),
             Telephone("mallory", place(server, transport), transport=transport) as mallory,
         ):
-            await alice.register()
-            await bob.register()
             await alice.call("bob")
             good = mallory.request("INVITE", f"sip:bob@{alice.server}", body=SDP % 10000)
             for bad in (
@@ -408,13 +356,7 @@ def test_calls_leave_nothing_for_the_garbage_collector(tmp_path: Path) -> None:
     """Which would have to stop everything to look for it, RTP too."""
 
     async def scenario() -> None:
-        async with (
-            gate(tmp_path) as server,
-            Telephone("alice", place(server, "TCP"), transport="TCP") as alice,
-            Telephone("bob", place(server)) as bob,
-        ):
-            await alice.register()
-            await bob.register()
+        async with alice_and_bob(tmp_path, alice_by="TCP") as (_server, alice, bob):
             await alice.call("bob")
             await alice.within("BYE")
             gc.collect()

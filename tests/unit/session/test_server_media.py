@@ -91,7 +91,7 @@ def test_an_encrypted_call_from_ipv4_to_ipv6_is_heard_counted_and_hung_up_when_i
                 assert side.jitter_ms is not None
             later_s = settings.media_timeout_s + 1
             for phone in (alice, bob):
-                await phone.until(lambda phone=phone: phone.requests_of("BYE"))  # type: ignore[misc]
+                await phone.until(lambda phone=phone: phone.requests_of("BYE"))  # type: ignore[misc]  # a default
             assert (await server.status()).calls == ()
             for ear in ears.values():
                 ear.socket.close()

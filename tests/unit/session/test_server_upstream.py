@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from nattools.endpoint import Endpoint
+from nattools.session.controller.upstream_desk import UpstreamDesk
 from nattools.session.server import SessionServer
 from nattools.session.settings import parse_listen
 from tests.unit.session.telephone import Telephone, gate, place
@@ -52,5 +55,43 @@ def test_phones_register_and_call_each_other_by_way_of_the_registrar(
                 }
                 assert (await alice.register(0)).status_code == 200
                 assert (await bob.call("alice")).status_code in (404, 480)
+
+    asyncio.run(scenario())
+
+
+def test_where_an_address_of_the_upstream_is_gone_the_same_request_goes_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connections end when something comes. Phones know nothing of it, and their media are relayed."""
+
+    async def scenario() -> None:
+        taken: list[bytes] = []
+
+        async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            taken.append((await reader.readuntil(b"\r\n\r\n")).split()[0])
+            writer.close()
+
+        registrar = gate(tmp_path, listen=parse_listen("127.0.0.2:0"), domains=("127.0.0.1", "pbx.test"))
+        async with registrar as home, await asyncio.start_server(take, "127.0.0.3", 0) as gone:
+            places = [Endpoint.of("127.0.0.3", gone.sockets[0].getsockname()[1]), place(home, "TCP")]
+
+            async def resolve(*_: object, **__: object) -> list[Endpoint]:
+                return places
+
+            monkeypatch.setattr(UpstreamDesk, "open", partial(UpstreamDesk.open, resolve=resolve))
+            async with (
+                gate(tmp_path, upstream="sip:pbx.test;transport=tcp") as front,
+                Telephone("alice", place(front)) as alice,
+                Telephone("bob", place(front)) as bob,
+            ):
+                assert (await alice.register()).status_code == 200
+                assert (await bob.register()).status_code == 200
+                assert taken == [b"REGISTER"], "it is known to be gone now"
+                front.proxy.reachability.heard(places[0], now=front.now())
+                await talk(alice, bob, front, home)
+                assert taken == [b"REGISTER", b"INVITE"]
+                offers = [bob.requests_of("INVITE")[0].body, *(it.body for it in alice.responses if it.body)]
+                assert all(b"m=audio 10000 " not in it and b"m=audio 20000 " not in it for it in offers)
+                assert (await front.status()).counters["faults"] == 0
 
     asyncio.run(scenario())

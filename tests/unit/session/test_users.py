@@ -36,7 +36,7 @@ def test_an_empty_table_lets_nobody_in() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("alice = secret", "no TOML"),
+        ("alice = secret", "not TOML"),
         ('alice = "secret"', r"\[users\]"),
         ("", r"\[users\]"),
         ('users = "secret"', r"\[users\]"),
@@ -48,7 +48,7 @@ def test_an_empty_table_lets_nobody_in() -> None:
         ('[users]\n"alice@example.com" = "secret"', "no domain"),
         ('[users]\n"a\\u0000b" = "secret"', "control"),
         ('[users]\nalice = "secret\\n"', "control"),
-        ('[users]\nalice = "secret"\nalice = "secret"', "no TOML"),
+        ('[users]\nalice = "secret"\nalice = "secret"', "not TOML"),
     ],
 )
 def test_what_is_wrong_is_said_without_the_password(text: str, said: str) -> None:

@@ -16,7 +16,8 @@ from nattools.sip.alg import AlgPresence, AlgVerdict
 from nattools.sip.client import detect_alg
 from nattools.sip.reflector import Reflector
 from nattools.stun.responder import ServerAddresses
-from nattools.stun.server import StunServer
+from nattools.stun.server import ServerOptions, StunServer
+from tests.ports import free_port
 
 
 def search(address: str, *, with_control: bool = True, local_port: int = 0) -> AlgVerdict:
@@ -26,8 +27,10 @@ def search(address: str, *, with_control: bool = True, local_port: int = 0) -> A
         reflector = Reflector(entropy=secrets.token_bytes)
         async with await StunServer.start(
             ServerAddresses(ip_address(address), 0),
-            more_ports=(0,),
-            answer_other=lambda data, source: reflector.answer(data, source, now=0.0),
+            ServerOptions(
+                more_ports=(0,),
+                answer_other=lambda data, source: reflector.answer(data, source, now=0.0),
+            ),
         ) as server:
             sip = Endpoint.of(address, server.more_ports[0])
             control = server.addresses.port if with_control else None
@@ -52,18 +55,14 @@ def test_without_a_control_port_the_sip_port_is_enough() -> None:
 
 
 def test_it_asks_from_the_port_that_it_is_told_and_closes_it() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     for _ in range(2):
         assert search("127.0.0.1", local_port=port).local.port == port
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell of ICMP errors")
 def test_where_nothing_listens_it_says_so_soon() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
-        free.bind(("127.0.0.1", 0))
-        server = Endpoint.of(*free.getsockname())
+    server = Endpoint.of("127.0.0.1", free_port())
     verdict = asyncio.run(detect_alg(server, control_port=None, timeout_s=60))
     assert (verdict.presence, verdict.is_answered) == (AlgPresence.UNKNOWN, False)
     assert verdict.reasons == (f"{server}: it cannot be reached: connection refused (ICMP)",)

@@ -9,7 +9,7 @@ from itertools import product
 
 import pytest
 
-from nattools.stun.accounts import Accounts, LongTermAccounts, ShortTermAccounts
+from nattools.stun.accounts import Accounts, LongTermAccounts, ShortTermAccounts, is_sealed
 from nattools.stun.attributes import (
     CHANGE_REQUEST,
     CHANGED_ADDRESS,
@@ -33,6 +33,7 @@ from nattools.stun.authentication import LongTerm, ShortTerm, answer_challenge, 
 from nattools.stun.integrity import with_fingerprint, with_integrity
 from nattools.stun.message import Message, Method
 from nattools.stun.responder import MOST_AMPLIFICATION, DropReason, Reply, Responder, ServerAddresses
+from nattools.stun.shared_secrets import SharedSecrets
 from nattools.stun.transaction import error_of
 from tests.unit.stun.test_responder import (
     ADDRESSES,
@@ -57,8 +58,10 @@ from tests.unit.stun.test_responder import (
 )
 
 SHORT, LONG = ShortTerm("user", "password"), LongTerm("user", "password")
-ACCOUNTS: dict[str, Accounts | None] = {
+SECRETS = SharedSecrets(bytes(16), entropy=bytes)
+ACCOUNTS: dict[str, Accounts | SharedSecrets | None] = {
     "open": None,
+    "shared secrets": SECRETS,
     "short-term": ShortTermAccounts([SHORT]),
     "long-term": LongTermAccounts([LONG], secret=bytes(16)),
 }
@@ -107,13 +110,18 @@ class Row:
 
 def sealed(message: Message, responder: Responder, is_ipv6: bool) -> Message | None:
     """The request as a user sends it, or None where the mechanism has no such."""
+    source, local = (CLIENT_IPV6, LOCAL_IPV6) if is_ipv6 else (CLIENT, LOCAL)
+    if responder.secrets is not None:
+        if not message.is_classic:
+            return None
+        secret = responder.secrets.issue(source, now=0.0)
+        return with_integrity(message.append(USERNAME.of(secret.username)), secret.password.encode())
     if isinstance(responder.accounts, ShortTermAccounts):
         if message.is_classic:
             return with_integrity(message.append(USERNAME.of(SHORT.username)), SHORT.password.encode())
         return short_term_protection(SHORT).seal(message)
     if message.is_classic or not isinstance(responder.accounts, LongTermAccounts):
         return None
-    source, local = (CLIENT_IPV6, LOCAL_IPV6) if is_ipv6 else (CLIENT, LOCAL)
     answer = responder.respond(request(CHANGE_BOTH).encode(), source, local)
     assert isinstance(answer, Reply)
     challenge = Message.parse(answer.data)
@@ -139,7 +147,7 @@ def rows() -> Iterator[Row]:
     for (name, accounts), is_ipv6, is_double in product(ACCOUNTS.items(), (False, True), (True, False)):
         ip, alternate = ADDRESSES_IPV6 if is_ipv6 else ADDRESSES
         addresses = ServerAddresses(ip, PORTS[0], *((alternate, PORTS[1]) if is_double else ()))
-        responder = Responder(addresses, accounts=accounts)
+        responder = serving(addresses, accounts)
         source, local = (CLIENT_IPV6, LOCAL_IPV6) if is_ipv6 else (CLIENT, LOCAL)
         for shape, attributes in SHAPES.items():
             for message in asked_in_every_way(attributes, responder, is_ipv6):
@@ -147,8 +155,14 @@ def rows() -> Iterator[Row]:
                 if isinstance(answer, DropReason):
                     continue
                 reply = Message.parse(answer.data)
-                is_padded = accounts is not None and reply.has(PADDING)
+                is_padded = is_sealed(reply) and reply.has(PADDING)
                 yield Row(shape, name, is_padded, len(message.encode()), len(answer.data))
+
+
+def serving(addresses: ServerAddresses, accounts: Accounts | SharedSecrets | None) -> Responder:
+    if isinstance(accounts, SharedSecrets):
+        return Responder(addresses, secrets=accounts)
+    return Responder(addresses, accounts=accounts)
 
 
 def worst(rows: list[Row]) -> str:
@@ -166,12 +180,12 @@ def test_the_table_of_every_request_shape() -> None:
     too_large = [row for row in seen if row.ratio > MOST_AMPLIFICATION and not row.is_padded_for_user]
     assert too_large == []
     assert len(seen) > 1000
-    assert {row.accounts for row in seen if row.is_padded_for_user} == {"short-term", "long-term"}
+    assert {row.accounts for row in seen if row.is_padded_for_user} == {*ACCOUNTS} - {"open"}
 
 
 @pytest.mark.parametrize("accounts", ["short-term", "long-term"])
 def test_padding_for_a_user_is_the_mtu_and_for_others_is_refused(accounts: str) -> None:
-    responder = Responder(FULL.addresses, accounts=ACCOUNTS[accounts])
+    responder = serving(FULL.addresses, ACCOUNTS[accounts])
     for size, padded in ((0, 1500), (1400, 1500), (3000, 3000)):
         message = sealed(request(PADDING.of(bytes(size))), responder, is_ipv6=False)
         assert message is not None
@@ -205,7 +219,7 @@ def test_padding_for_a_user_is_the_mtu_and_for_others_is_refused(accounts: str) 
         (classic(Attribute(0x7777, b"")), 56),
         (request(*(Attribute(n, b"") for n in range(0x7000, 0x7100))), 560 + 4),
         (request(Attribute(CHANGE_REQUEST.type, b"")), 40),
-        (request(method=Method.SHARED_SECRET, transaction_id=CLASSIC), 36),
+        (request(method=Method.SHARED_SECRET, transaction_id=CLASSIC), 44),
     ],
 )
 def test_amplification(message: Message, replied: int) -> None:

@@ -14,7 +14,7 @@ from nattools.endpoint import Endpoint
 from nattools.errors import TransportError
 from nattools.machine import Entropy
 from nattools.stun.batch_limiter import BatchLimiter
-from nattools.stun.limiter import NANOSECONDS, Level, Limiter, Limits, Rate
+from nattools.stun.limiter import BYTES_OF_BUCKETS, NANOSECONDS, Level, Limiter, Limits, Rate
 
 AMPLE = Rate(NANOSECONDS, NANOSECONDS)
 FREE = Limits(AMPLE, AMPLE, AMPLE, AMPLE)
@@ -66,6 +66,11 @@ def made(request: pytest.FixtureRequest) -> Made:
 
 def client(text: str) -> Endpoint:
     return Endpoint.parse(text)
+
+
+def once_each(level: Level) -> Limits:
+    """One request each, as this level tells sources apart."""
+    return replace(FREE, **{level.name.lower(): Rate(1, 1)})
 
 
 A = client("203.0.113.7:40000")
@@ -127,8 +132,7 @@ def test_one_host_of_a_site_leaves_the_others_answered_over_ipv6(made: Made) -> 
     ],
 )
 def test_what_a_level_holds_together(made: Made, level: Level, same: str, other: str) -> None:
-    names = ("socket", "sharer", "address", "network")
-    judge = made(replace(FREE, **{names[level]: Rate(1, 1)}))
+    judge = made(once_each(level))
     assert judge.admits([client(same), client(same), client(other)]) == [True, False, True]
     assert judge.limiter.refused == [int(one is level) for one in Level]
     assert judge.limiter.admitted == 2
@@ -146,8 +150,7 @@ def test_what_a_level_holds_together(made: Made, level: Level, same: str, other:
     ],
 )
 def test_who_shares_a_bucket(made: Made, level: Level, first: str, second: str) -> None:
-    names = ("socket", "sharer", "address", "network")
-    judge = made(replace(FREE, **{names[level]: Rate(1, 1)}))
+    judge = made(once_each(level))
     assert judge.admits([client(first), client(second)]) == [True, False]
     assert judge.limiter.refused[level] == 1
 
@@ -180,16 +183,46 @@ def test_forged_sources_by_the_ten_thousand_cost_no_memory_and_no_neighbour(made
     assert judge.admits([A]) == [True]
 
 
-def test_the_state_says_what_was_refused_and_what_is_empty(made: Made) -> None:
+def test_it_says_what_was_refused_and_what_is_empty(made: Made) -> None:
     judge = made(Limits(socket=Rate(1, 2)))
     judge.admits([A, A, A, A, A.with_port(1)])
-    state = judge.limiter.state(now=START)
-    assert (state.admitted, state.buckets) == (3, 65_536)
-    assert state.refused == {
-        Level.SOCKET: 2, Level.SHARER: 0, Level.ADDRESS: 0, Level.NETWORK: 0
-    }  # fmt: skip
-    assert state.empty == {**state.refused, Level.SOCKET: 1}
-    assert judge.limiter.state(now=START + 1.0).empty[Level.SOCKET] == 0
+    assert judge.limiter.admitted == 3
+    assert judge.limiter.refused == [2, 0, 0, 0]
+    assert judge.limiter.empty(now=START) == {level: int(level is Level.SOCKET) for level in Level}
+    assert not any(judge.limiter.empty(now=START + 1.0).values())
+
+
+@pytest.mark.parametrize("kind", [Limiter, BatchLimiter])
+def test_two_with_the_same_memory_and_secrets_have_one_rate_and_count_for_themselves(
+    kind: type[Limiter],
+) -> None:
+    """As two processes have that were forked from one."""
+    memory = memoryview(bytearray(BYTES_OF_BUCKETS))
+    one, other = (kind(Limits(socket=Rate(1, 5)), entropy=secret(1), memory=memory) for _ in range(2))
+    assert [limiter.admit_one(A, now=START) for limiter in (one, other, one, other, one, other)] == [
+        *(True, True, True, True, True, False)
+    ]
+    assert (one.admitted, other.admitted) == (3, 2)
+    assert (one.refused, other.refused) == ([0, 0, 0, 0], [1, 0, 0, 0])
+    assert one.empty(now=START) == other.empty(now=START)
+
+
+def test_memory_that_others_read_takes_the_numbers(made: Made) -> None:
+    judge = made(Limits(socket=Rate(1, 2)))
+    judge.limiter.judged = cells = memoryview(bytearray(8 * 5)).cast("q")
+    judge.admits([A, A, A, A])
+    assert cells.tolist() == [2, 0, 0, 0, 2]
+
+
+def test_a_bucket_that_two_processes_have_spoilt_has_a_token_after_one_interval(made: Made) -> None:
+    """What one added for a batch and the other wrote back: as if the source had sent a batch more."""
+    judge = made(Limits(socket=Rate(1, 5)))
+    judge.admits([A])
+    full_at = judge.limiter._full_at
+    [bucket] = [bucket for bucket in range(judge.limiter.buckets) if full_at[bucket]]
+    full_at[bucket] += 10_000 * NANOSECONDS
+    admitted = [judge.count([A], START + seconds) for seconds in (0.0, 0.9, 1.0, 1.1, 2.1)]
+    assert admitted == [0, 0, 1, 0, 1]
 
 
 def test_both_ways_of_a_batch_limiter_use_the_same_buckets() -> None:

@@ -42,6 +42,7 @@ from nattools.stun.responder import (
     Responder,
     ServerAddresses,
 )
+from nattools.stun.uri import Transport
 
 ADDRESSES = (ip_address("192.0.2.1"), ip_address("192.0.2.2"))
 PORTS = (3478, 3479)
@@ -83,18 +84,20 @@ def reply_to(
     *,
     source: Endpoint = CLIENT,
     local: Endpoint = LOCAL,
-    stream: bool = False,
+    transport: Transport = Transport.UDP,
 ) -> Reply:
-    answer = responder.respond(message.encode(), source, local, stream=stream)
+    answer = responder.respond(message.encode(), source, local, transport=transport)
     assert isinstance(answer, Reply)
     reply = Message.parse(answer.data)
     assert (reply.method, reply.transaction_id) == (message.method, message.transaction_id)
     return answer
 
 
-def refusal(message: Message, responder: Responder = FULL, *, stream: bool = False) -> tuple[int, list[int]]:
+def refusal(
+    message: Message, responder: Responder = FULL, *, transport: Transport = Transport.UDP
+) -> tuple[int, list[int]]:
     """The error code, and the attributes named as unknown; an error goes straight back."""
-    answer = reply_to(message, responder, stream=stream)
+    answer = reply_to(message, responder, transport=transport)
     assert (answer.origin, answer.destination) == (LOCAL, CLIENT)
     reply = Message.parse(answer.data)
     assert reply.message_class is MessageClass.ERROR
@@ -278,7 +281,7 @@ def test_what_an_ice_agent_sends_along_does_not_matter() -> None:
         (classic(Attribute(RESPONSE_ADDRESS.type, b"\0\3" + bytes(6))), 400, []),
         (request(RESPONSE_PORT.of(5000), PADDING.of(b"")), 400, []),
         (classic(RESPONSE_PORT.of(5000), RESPONSE_ADDRESS.of(CLIENT)), 400, []),
-        (request(method=Method.SHARED_SECRET, transaction_id=CLASSIC), 433, []),
+        (request(method=Method.SHARED_SECRET, transaction_id=CLASSIC), 600, []),
     ],
 )
 def test_errors(message: Message, code: int, unknown: list[int]) -> None:
@@ -300,7 +303,11 @@ def test_classic_errors_are_whole_words_for_clients_that_skip_no_padding() -> No
 def test_over_a_stream_nothing_is_left_out_for_its_size(transaction_id: bytes) -> None:
     """There who asks has shown that he is there."""
     answer = reply_to(
-        request(transaction_id=transaction_id), FULL_IPV6, source=CLIENT_IPV6, local=LOCAL_IPV6, stream=True
+        request(transaction_id=transaction_id),
+        FULL_IPV6,
+        source=CLIENT_IPV6,
+        local=LOCAL_IPV6,
+        transport=Transport.TCP,
     )
     assert len(answer.data) == 20 + 3 * 24
 
@@ -308,9 +315,9 @@ def test_over_a_stream_nothing_is_left_out_for_its_size(transaction_id: bytes) -
 @DIALECTS
 def test_a_stream_has_one_way_back(transaction_id: bytes) -> None:
     for attribute in (CHANGE_BOTH, RESPONSE_PORT.of(5000)):
-        code, unknown = refusal(request(attribute, transaction_id=transaction_id), stream=True)
+        code, unknown = refusal(request(attribute, transaction_id=transaction_id), transport=Transport.TCP)
         assert (code, set(unknown)) == (420, {attribute.type})
-    answer = reply_to(request(CHANGE_NOTHING, transaction_id=transaction_id), stream=True)
+    answer = reply_to(request(CHANGE_NOTHING, transaction_id=transaction_id), transport=Transport.TCP)
     assert Message.parse(answer.data).mapped_address == CLIENT
 
 
@@ -379,7 +386,7 @@ def test_nothing_is_sent_to_the_port_of_a_reflector(port: int) -> None:
     for message in (request(RESPONSE_PORT.of(port)), classic(RESPONSE_ADDRESS.of(reflector))):
         assert FULL.respond(message.encode(), CLIENT, LOCAL) is DropReason.REFLECTOR_PORT
     assert isinstance(
-        FULL.respond(PLAIN, reflector, LOCAL, stream=True), Reply
+        FULL.respond(PLAIN, reflector, LOCAL, transport=Transport.TCP), Reply
     )  # no such handshake is forged
     other = Responder(FULL.addresses, reflector_ports=[4])
     assert other.respond(PLAIN, CLIENT.with_port(4), LOCAL) is DropReason.REFLECTOR_PORT

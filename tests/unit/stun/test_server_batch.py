@@ -13,13 +13,13 @@ import pytest
 from nattools.net.listener import UdpListener
 from nattools.stun.limiter import Limiter, Limits, Rate
 from nattools.stun.responder import DropReason, ServerAddresses
-from nattools.stun.server import StunServer
+from nattools.stun.server import ServerOptions, StunServer
 from tests.unit.stun.test_server import FULL, SINGLE, WILDCARD, ask, client, first, is_silent, request, serve
 
 np = pytest.importorskip("numpy")
 
 from nattools.net import batch  # noqa: E402 - there is none without numpy
-from nattools.stun.batch_limiter import BatchLimiter  # noqa: E402
+from nattools.stun.batch_limiter import BatchLimiter  # noqa: E402 - it needs numpy
 
 pytestmark = pytest.mark.skipif(not batch.is_available(), reason="Linux on x86-64 or aarch64 only")
 
@@ -29,7 +29,7 @@ TIME_LIMIT_S = 5
 
 def why_one_by_one(addresses: ServerAddresses, limiter: Limiter | None = None) -> str:
     async def run() -> str:
-        async with await StunServer.start(addresses, limiter=limiter) as server:
+        async with await StunServer.start(addresses, ServerOptions(limiter=limiter)) as server:
             return server.why_one_by_one
 
     return asyncio.run(run())
@@ -69,7 +69,7 @@ def test_the_limiter_is_asked_about_every_datagram(new: Callable[..., Limiter]) 
 
     async def run() -> StunServer:
         limiter = new(FIVE, entropy=secrets.token_bytes)
-        async with await StunServer.start(FULL, limiter=limiter) as server:
+        async with await StunServer.start(FULL, ServerOptions(limiter=limiter)) as server:
             with client() as sock:
                 for data in (
                     b"garbage",
@@ -119,8 +119,10 @@ def test_plain_requests_do_not_take_the_way_of_the_others(monkeypatch: pytest.Mo
         with client() as sock:
             await ask(sock, first(server), request())
             await ask(sock, first(server), request(classic=True))
+            await ask(sock, first(server), request((0x3, bytes(4))))
+            await ask(sock, first(server), request((0x8022, b"some library")))
             assert not sent
-            reply, _ = await ask(sock, first(server), request((0x3, bytes(4))))
+            reply, _ = await ask(sock, first(server), request((0x3, bytes((0, 0, 0, 2)))))
             assert sent == [reply]
 
-    assert serve(FULL, scenario).answered == 3
+    assert serve(FULL, scenario).answered == 5

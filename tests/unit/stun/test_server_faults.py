@@ -12,7 +12,7 @@ import pytest
 from nattools.endpoint import Endpoint
 from nattools.net import listener
 from nattools.stun.responder import DropReason, Reply, Responder, ServerAddresses
-from nattools.stun.server import StunServer
+from nattools.stun.server import ServerOptions, StunServer
 from tests.unit.stun.test_server import (
     A1,
     A2,
@@ -59,6 +59,8 @@ def test_what_overruns_the_socket_s_buffer_is_lost_and_nothing_after_it(
     server = serve(SINGLE, scenario)
     assert 1 < server.answered < BURST / 2
     assert not server.dropped
+    if sys.platform == "linux":
+        assert server.answered + server.overrun == BURST + 1
 
 
 def test_clients_that_are_gone_when_their_reply_comes_stop_nothing() -> None:
@@ -80,7 +82,7 @@ def test_clients_that_are_gone_when_their_reply_comes_stop_nothing() -> None:
 
 def test_the_addresses_that_a_1_1_nat_gives_are_those_that_clients_are_told() -> None:
     async def run() -> None:
-        async with await StunServer.start(FULL, advertise=OUTSIDE) as server:
+        async with await StunServer.start(FULL, ServerOptions(advertise=OUTSIDE)) as server:
             port, alternate_port = server.addresses.port, server.addresses.alternate_port or 0
             with client() as sock:
                 for sent in (request(), request((3, bytes((0, 0, 0, 6))))):
@@ -113,8 +115,8 @@ def test_a_request_from_the_advertised_address_is_from_the_server_itself() -> No
 
 def test_two_servers_that_reuse_a_port_both_have_it_and_one_that_does_not_is_refused() -> None:
     async def run() -> None:
-        async with await StunServer.start(SINGLE, reuse_port=True) as one:
-            async with await StunServer.start(one.addresses, reuse_port=True) as other:
+        async with await StunServer.start(SINGLE, ServerOptions(reuse_port=True)) as one:
+            async with await StunServer.start(one.addresses, ServerOptions(reuse_port=True)) as other:
                 assert other.addresses == one.addresses
                 for _ in range(50):
                     with client() as sock:
@@ -131,7 +133,9 @@ def test_reflector_ports_are_those_that_were_given() -> None:
     async def run() -> None:
         with client() as sock, client() as honest:
             port = sock.getsockname()[1]
-            async with await StunServer.start(SINGLE, reflector_ports={port}) as server:
+            async with await StunServer.start(
+                SINGLE, ServerOptions(reflector_ports={port, 0xFFFF})
+            ) as server:
                 sock.sendto(request(), first(server))
                 await ask(honest, first(server), request())
                 assert server.dropped == {DropReason.REFLECTOR_PORT: 1}

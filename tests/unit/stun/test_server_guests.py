@@ -11,7 +11,8 @@ import pytest
 from nattools.endpoint import Endpoint
 from nattools.errors import LocalAddressError
 from nattools.stun.responder import DropReason, ServerAddresses
-from nattools.stun.server import StunServer
+from nattools.stun.server import ServerOptions, StunServer
+from tests.ports import free_port
 from tests.unit.stun.test_server import (
     A1,
     A2,
@@ -98,20 +99,21 @@ def test_a_port_beside_the_others_is_the_same_on_both_addresses_and_can_change_t
 def test_a_port_that_is_one_of_the_server_s_already_is_taken_once() -> None:
     async def scenario(server: StunServer) -> None:
         again = ServerAddresses(ip_address(A2), server.addresses.port)
-        async with await StunServer.start(again, more_ports=(again.port, again.port)) as same:
+        async with await StunServer.start(again, ServerOptions(more_ports=(again.port, again.port))) as same:
             assert same.more_ports == (again.port, again.port)
 
     serve(SINGLE, scenario)
 
 
 def test_a_port_that_is_taken_is_named_and_no_other_is_kept() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken, client() as free:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind((A1, 0))
-        taken_port, port = taken.getsockname()[1], free.getsockname()[1]
-        free.close()
+        taken_port, port = taken.getsockname()[1], free_port()
 
         async def start() -> None:
-            await StunServer.start(ServerAddresses(ip_address(A1), port), more_ports=(taken_port,))
+            await StunServer.start(
+                ServerAddresses(ip_address(A1), port), ServerOptions(more_ports=(taken_port,))
+            )
 
         with pytest.raises(LocalAddressError, match=f"UDP port {taken_port}: address already in use"):
             asyncio.run(start())

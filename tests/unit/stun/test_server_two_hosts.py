@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import socket
 import struct
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,10 +13,10 @@ from ipaddress import ip_address
 import pytest
 
 from nattools.endpoint import Endpoint
-from nattools.errors import LocalAddressError
 from nattools.stun import peer
 from nattools.stun.peer import PeerLink, TwoHosts
-from nattools.stun.server import StunServer
+from nattools.stun.server import ServerOptions, StunServer
+from tests.ports import free_ports
 from tests.unit.stun.test_server import (
     A1,
     A2,
@@ -35,7 +34,6 @@ from tests.unit.stun.test_server import (
 
 KEY = b"a key of more than sixteen bytes"
 CHANGE_IP, CHANGE_PORT = 4, 2
-ATTEMPTS = 16
 
 pytestmark = pytest.mark.skipif(sys.platform not in ("linux", "win32"), reason="wants all of 127.0.0.0/8")
 
@@ -50,7 +48,7 @@ def _reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 class Pair:
     """Two linked servers, either of which a test can end and start again."""
 
-    def __init__(self, ports: tuple[int, int, int]) -> None:
+    def __init__(self, ports: list[int]) -> None:
         self.ports = ports
         self.servers: dict[int, StunServer] = {}
 
@@ -58,7 +56,7 @@ class Pair:
         own, other = (ip_address(text) for text in ((A1, A2), (A2, A1))[which])
         hosts = TwoHosts(own, other, *self.ports[:2])
         link = PeerLink(hosts, Endpoint(other, self.ports[2]), key=key, entropy=secrets.token_bytes)
-        self.servers[which] = await StunServer.start(hosts.alone, more_ports=(0,), link=link)
+        self.servers[which] = await StunServer.start(hosts.alone, ServerOptions(more_ports=(0,), link=link))
 
     async def stop(self, which: int) -> None:
         await self.servers.pop(which).close()
@@ -74,40 +72,12 @@ class Pair:
         return (A1, A2)[address], self.ports[port]
 
 
-def free_ports() -> tuple[int, int, int]:
-    """Three ports that are free on both addresses for now."""
-    found: list[int] = []
-    for _ in range(100):
-        with client() as first:
-            port = first.getsockname()[1]
-            with (
-                suppress(OSError),
-                socket.socket() as tcp,
-                socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
-            ):
-                udp.bind((A2, port))
-                tcp.bind((A1, port))
-                found.append(port)
-        if len(set(found)) == 3:
-            return found[0], found[1], found[2]
-    raise AssertionError("no three ports are free")
-
-
 @asynccontextmanager
 async def two_hosts(*, keys: tuple[bytes, bytes] = (KEY, KEY)) -> AsyncIterator[Pair]:
-    for attempt in range(ATTEMPTS):
-        pair = Pair(free_ports())
-        try:
-            for which in (0, 1):
-                await pair.start(which, key=keys[which])
-        except LocalAddressError:  # somebody was quicker
-            for which in tuple(pair.servers):
-                await pair.stop(which)
-            if attempt == ATTEMPTS - 1:
-                raise
-            continue
-        break
+    pair = Pair(free_ports(3))
     try:
+        for which in (0, 1):
+            await pair.start(which, key=keys[which])
         yield pair
     finally:
         for which in tuple(pair.servers):

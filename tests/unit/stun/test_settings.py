@@ -8,24 +8,25 @@ from pathlib import Path
 
 import pytest
 
-from nattools.endpoint import Endpoint
+from nattools.endpoint import Endpoint, IPAddress
 from nattools.errors import DecodeError
 from nattools.stun.accounts import LongTermAccounts, ShortTermAccounts
 from nattools.stun.limiter import Limits, Rate
+from nattools.stun.peer import TwoHosts
 from nattools.stun.responder import REFLECTOR_PORTS, ServerAddresses
 from nattools.stun.settings import (
     WORDS,
     CredentialKind,
-    LogForm,
     StundSettings,
     parse_limit,
 )
+from nattools.words import LogForm
 
 DOCS = Path(__file__).parents[3] / "docs" / "stund.md"
+IPV6 = ip_address("2001:db8::1")
 ONE, OTHER, PUBLIC = (ip_address(text) for text in ("192.0.2.1", "192.0.2.2", "203.0.113.5"))
 EVERYTHING = """
-address = "192.0.2.1"
-alternate = "192.0.2.2"
+addresses = ["192.0.2.1", "2001:db8::1", "192.0.2.2"]
 port = 19302
 alternate_port = 19303
 advertise = { "192.0.2.1" = "203.0.113.5", "192.0.2.2" = "203.0.113.6" }
@@ -45,9 +46,9 @@ SECRET = bytes(range(32))
 USERS = '[users]\nalice = "correct horse"\n"bob" = "battery staple"\n'
 
 
-def test_without_any_word_it_is_the_stund_that_it_always_was() -> None:
+def test_without_any_word_every_address_of_both_families_is_served() -> None:
     settings = StundSettings.parse("")
-    assert settings.addresses == ServerAddresses(ip_address("0.0.0.0"))
+    assert settings.families == (ServerAddresses(ip_address("0.0.0.0")), ServerAddresses(ip_address("::")))
     assert settings.more_ports == ()
     assert settings.reflector_ports == REFLECTOR_PORTS
     assert settings.limits == Limits()
@@ -56,7 +57,10 @@ def test_without_any_word_it_is_the_stund_that_it_always_was() -> None:
 
 def test_every_word_of_a_file_arrives() -> None:
     settings = StundSettings.parse(EVERYTHING)
-    assert settings.addresses == ServerAddresses(ONE, 19302, OTHER, 19303)
+    assert settings.families == (
+        ServerAddresses(ONE, 19302, OTHER, 19303),
+        ServerAddresses(ip_address("2001:db8::1"), 19302, alternate_port=19303),
+    )
     assert settings.advertise == {ONE: PUBLIC, OTHER: ip_address("203.0.113.6")}
     assert settings.reflector_ports == {19, 53}
     assert settings.users == Path("users.toml")
@@ -74,10 +78,41 @@ def test_settings_can_be_made_of_their_own_values() -> None:
 
 
 def test_flags_have_lists_of_pairs_for_what_is_a_table_in_the_file() -> None:
-    settings = StundSettings.of({"address": "10.0.0.5", "advertise": ("10.0.0.5=203.0.113.5",)})
+    settings = StundSettings.of({"addresses": ("10.0.0.5",), "advertise": ("10.0.0.5=203.0.113.5",)})
     assert settings.advertise == {ip_address("10.0.0.5"): PUBLIC}
     assert parse_limit("socket=20:40") == ("socket", (20.0, 40))
     assert StundSettings.of({"limits": dict([parse_limit("socket=1:2")])}).limits.socket == Rate(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "families"),
+    [
+        ('["192.0.2.1"]', [(ONE, None, None)]),
+        ('["2001:db8::1", "192.0.2.1"]', [(IPV6, None, None), (ONE, None, None)]),
+        ('["192.0.2.1", "192.0.2.2", "::"]', [(ONE, OTHER, 3479), (ip_address("::"), None, None)]),
+        (
+            '["192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8::2"]',
+            [(ONE, OTHER, 3479), (IPV6, ip_address("2001:db8::2"), 3479)],
+        ),
+    ],
+)
+def test_each_family_has_the_first_address_and_the_second_as_its_alternate(
+    text: str, families: list[tuple[IPAddress, IPAddress | None, int | None]]
+) -> None:
+    assert StundSettings.parse(f"addresses = {text}").families == tuple(
+        ServerAddresses(address, 3478, alternate, alternate_port)
+        for address, alternate, alternate_port in families
+    )
+
+
+def test_either_family_may_have_a_peer() -> None:
+    text = 'addresses = ["192.0.2.1", "2001:db8::1"]\npeer_key = "key"\n'
+    both = StundSettings.parse(text + 'peers = ["192.0.2.2", "2001:db8::2"]')
+    assert both.hosts == (TwoHosts(ONE, OTHER), TwoHosts(IPV6, ip_address("2001:db8::2")))
+    assert both.families == tuple(hosts.alone for hosts in both.hosts)
+    one = StundSettings.parse(text + 'peers = ["192.0.2.2"]')
+    assert one.hosts == (TwoHosts(ONE, OTHER),)
+    assert one.families == (TwoHosts(ONE, OTHER).alone, ServerAddresses(IPV6))
 
 
 def test_a_wildcard_may_be_told_as_any_address() -> None:
@@ -95,19 +130,25 @@ def test_a_reflector_has_the_port_of_sip_unless_told_others() -> None:
     [
         ("port = ", "this is not TOML"),
         ("prot = 1", "there is no setting 'prot': did you mean port?"),
-        ("xyzzy = 1", "known are address, alternate"),
+        ("xyzzy = 1", "known are addresses, port"),
         ("port = 65536", "port = 65536: expected a port, 0 to 65535"),
         ("port = true", "port = True: expected"),
-        ('address = "localhost"', "address: 'localhost' is not an IP address"),
-        ('address = "192.0.2.1"\nalternate = "192.0.2.1"', "the same address"),
-        ('address = "192.0.2.1"\nalternate = "::1"', "different families"),
+        ('addresses = ["localhost"]', "addresses = ['localhost'] ('localhost' is not an IP address"),
+        ('addresses = "192.0.2.1"', "a list of IP addresses"),
+        ('addresses = ["::ffff:192.0.2.1"]', "is an IPv4 address, which is written 192.0.2.1"),
+        ('addresses = ["192.0.2.1", "192.0.2.1"]', "the same address"),
+        ('addresses = ["::1", "192.0.2.1", "192.0.2.2", "192.0.2.3"]', "two addresses at the most"),
+        ('addresses = ["192.0.2.1", "::", "::1"]', "both addresses must be named"),
+        ('addresses = ["192.0.2.1"]\npeers = ["192.0.2.2"]', "peers and peer_key belong together"),
+        ('addresses = ["192.0.2.1"]\npeer_key = "key"', "peers and peer_key belong together"),
+        ('addresses = ["192.0.2.1"]\npeer_key = "key"\npeers = ["::1"]', "the peer ::1 has the second IPv6"),
         ("sip_ports = [5060]", "give that as well"),
         ("sip_reflector = true\nworkers = 2", "wants one process"),
         ("workers = 0", "how many processes"),
         ('advertise = "203.0.113.5"', "expected a table"),
         ('advertise = { "10.0.0.5" = "0.0.0.0" }', "nobody can be told to send there"),
         ('advertise = { "10.0.0.5" = "2001:db8::1" }', "different families"),
-        ('address = "10.0.0.5"\nadvertise = { "10.0.0.6" = "203.0.113.5" }', "not to listen on 10.0.0.6"),
+        ('addresses = ["10.0.0.5"]\nadvertise = { "10.0.0.6" = "203.0.113.5" }', "not to listen on 10.0.0.6"),
         ('advertise = { "10.0.0.5" = "203.0.113.5", "10.0.0.6" = "203.0.113.5" }', "one public address for"),
         ("reflector_ports = [70000]", "expected a list of ports"),
         ("limits = { sockets = [1, 2] }", "did you mean socket?"),
@@ -171,6 +212,6 @@ def test_the_page_for_operators_has_every_word_and_a_file_that_is_right() -> Non
     page = DOCS.read_text()
     for name in WORDS:
         assert f"| `{name}` |" in page
-    [example] = [part.split("```")[0] for part in page.split("```toml\n")[1:] if "address" in part]
+    [example] = [part.split("```")[0] for part in page.split("```toml\n")[1:] if "addresses" in part]
     assert set(tomllib.loads(example)) <= set(WORDS)
     StundSettings.parse(example)

@@ -36,6 +36,13 @@ OF_THE_HOST = {403, 606}
 MOST_PORTS = 5
 
 
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is one router, so nobody need wait for a better one once it has answered."""
+    assert discover.__kwdefaults__ is not None
+    monkeypatch.setitem(discover.__kwdefaults__, "grace_s", 0.005)
+
+
 @asynccontextmanager
 async def client_of(router: FakeIgd, state: Path) -> AsyncIterator[MappingClient]:
     async with (

@@ -49,13 +49,13 @@ class FakeGate:
         received: Received,
         targets: Sequence[Target] | None = None,
         *,
-        flow: Flow | None = None,
+        flows: Sequence[Flow] = (),
         realm: str = "",
         headers: Headers = (),
         user: str = "",
     ) -> None:
         self.users.append(user)
-        self.proxy.forward(received.number, targets, now=self.time, flow=flow, realm=realm, headers=headers)
+        self.proxy.forward(received.number, targets, now=self.time, flows=flows, realm=realm, headers=headers)
 
     def answer(
         self, received: Received, status_code: int, reason: str, headers: Headers = (), body: bytes = b""

@@ -74,9 +74,13 @@ class Peer:
 
     async def next(self) -> bytes:
         """What comes next but for keepalives."""
-        while not (data := await asyncio.get_running_loop().sock_recv(self._socket, 65535)).strip(b"\r\n"):
+        while not (data := await self.next_of_any_kind()).strip(b"\r\n"):
             pass
         return data
+
+    async def next_of_any_kind(self) -> bytes:
+        """What comes next, be it a keepalive."""
+        return await asyncio.get_running_loop().sock_recv(self._socket, 65535)
 
     async def send(self, data: bytes, to: Endpoint) -> None:
         await asyncio.get_running_loop().sock_sendto(self._socket, data, (str(to.ip), to.port))

@@ -61,6 +61,8 @@ def test_a_phone_registers_with_the_registrar_of_its_own_domain() -> None:
     async def scene(world: World, alice: Phone, carol: Phone) -> None:
         (binding,) = await world.location.bindings("alice@example.com", now=0)
         assert binding.contact.startswith(f"sip:alice@{OUTSIDE};natgate=".encode())
+        (kept,) = await world.gate.location.bindings("alice@example.com", now=0)
+        assert kept.server == UPSTREAM
         assert contact_of(alice.last(200)).startswith(f"<sip:alice@{ALICE}>")
 
     play(scene)

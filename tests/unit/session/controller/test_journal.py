@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from nattools.endpoint import Endpoint
-from nattools.session.controller.journal import Journal, address_of, printable, shown
+from nattools.session.controller.journal import Journal, address_of, shown
 from nattools.session.controller.noted_location import NotedLocation
 from nattools.session.dialogs import Call, Party
 from nattools.session.events import CallFailed, CallStarted, Received
@@ -91,8 +91,8 @@ def test_an_answered_call_is_one_line_at_its_end(
 
 
 def test_who_ended_a_call_is_said(journal: Journal, caplog: pytest.LogCaptureFixture) -> None:
-    by_caller, by_gate, by_nobody = call(b"1"), call(b"2"), call(b"3")
-    for it in (by_caller, by_gate, by_nobody):
+    by_caller, by_gate, by_nobody, by_proxy = (call(b"%d" % number) for number in (1, 2, 3, 5))
+    for it in (by_caller, by_gate, by_nobody, by_proxy):
         journal.take(CallStarted(1, it))
     journal.request(received(request("BYE", call_id="1", to_tag="b", cseq=2)))
     journal.request(received(request("BYE", call_id="1", from_tag="b", to_tag="a", cseq=2)))  # too late
@@ -101,6 +101,7 @@ def test_who_ended_a_call_is_said(journal: Journal, caplog: pytest.LogCaptureFix
     journal.hung_up(call(b"4"), "it is not known")
     for it in (by_caller, by_gate, by_nobody):
         journal.ends(it, tuple)
+    journal.ends(by_proxy, tuple, why="nobody has taken it")
     journal.ended(by_caller)
     journal.close()
     journal.close()
@@ -108,6 +109,7 @@ def test_who_ended_a_call_is_said(journal: Journal, caplog: pytest.LogCaptureFix
         ("caller", None),
         ("natgate", "no media for 60 s"),
         ("nobody", None),
+        ("natgate", "nobody has taken it"),
     ]
 
 
@@ -284,4 +286,3 @@ def test_an_address_is_shown_without_name_and_tag(value: bytes, expected: str) -
 def test_what_is_shown_is_short_and_printable() -> None:
     assert shown(b"a" * 5000) == "a" * 200 + "..."
     assert shown("é".encode() + b"\xff") == "é\\xff"
-    assert printable("a\x85b\u2028\x7f\u202e") == "a\\x85b\\u2028\\x7f\\u202e"

@@ -13,7 +13,8 @@ from nattools.endpoint import Endpoint
 from nattools.errors import DecodeError, LocalAddressError, LocationError
 from nattools.net.http import HttpRequest, HttpResponse, exchange
 from nattools.net.http_server import REQUEST_TIMEOUT_S, HttpServer
-from nattools.session.controller.metrics import expose, serve_metrics
+from nattools.net.metrics import expose
+from nattools.session.controller.metrics import metrics_of, serve_metrics
 from nattools.session.controller.status_socket import open_status_socket, read_status, usual_paths
 from nattools.session.status import GateStatus
 from tests.unit.session.gate_status import STATUS
@@ -40,7 +41,7 @@ async def get(server: HttpServer, target: str, method: str = "GET") -> HttpRespo
 
 
 def test_every_metric_has_a_help_text_and_bounded_labels() -> None:
-    families = list(text_string_to_metric_families(expose(STATUS).decode()))
+    families = list(text_string_to_metric_families(expose(metrics_of(STATUS)).decode()))
     samples = {
         (sample.name, *sample.labels.values()): sample.value
         for family in families
@@ -56,7 +57,7 @@ def test_every_metric_has_a_help_text_and_bounded_labels() -> None:
     assert samples["natgate_events_total", "malformed"] == 3
     assert samples["natgate_jitter_seconds_max",] == 0.00125
     assert samples["natgate_draining",] == 0
-    text = expose(STATUS).decode()
+    text = expose(metrics_of(STATUS)).decode()
     assert not any(word in text for word in ("alice", "203.0.113.1", "a84b4c76e66710"))
 
 
@@ -67,7 +68,7 @@ def test_metrics_and_health_are_served_and_nothing_else() -> None:
         metrics = await get(server, "/metrics?x=1")
         assert metrics.status == 200
         assert metrics.header("content-type") is not None
-        assert metrics.body == expose(STATUS)
+        assert metrics.body == expose(metrics_of(STATUS))
         assert (await get(server, "/health")).status == 200
         assert (await get(server, "/")).status == 404
         assert (await get(server, "/metrics", "POST")).status == 405

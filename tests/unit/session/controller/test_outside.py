@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from nattools.errors import BindingError, LocalAddressError, SymmetricNatError
 from nattools.machine import Transmit
 from nattools.session.controller import outside as module
 from nattools.session.controller.outside import OUTSIDE, Outside
+from nattools.session.location import ContactBinding
 from nattools.session.settings import GateSettings, ListenAddress
 from nattools.sip.message import SipMessage
 from tests.unit.binding.on_loopback import eventually, run
@@ -190,6 +192,37 @@ def test_the_flow_to_whom_something_was_begun_with_is_kept_open() -> None:
             assert opened._machines is not None
             assert peer.endpoint not in opened._machines.flows
             await sent(opened, peer, request("REGISTER", opened.listener.local))
+            assert peer.endpoint in opened._machines.flows
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("is_early", [True, False])
+def test_whoever_knows_a_phone_from_before_a_restart_is_let_in_at_once(
+    is_early: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allowed = asyncio.Event()
+    bind: Callable[..., AbstractAsyncContextManager[LiveBinding]] = Keeper.bind_socket
+    if is_early:
+        monkeypatch.setattr(module, "_FIRST_S", 0.01)
+
+    @asynccontextmanager
+    async def late(self: Keeper, *args: Any, **words: Any) -> AsyncIterator[LiveBinding]:
+        if is_early:
+            await allowed.wait()
+        async with bind(self, *args, **words) as live:
+            yield live
+
+    monkeypatch.setattr(Keeper, "bind_socket", late)
+
+    async def scenario() -> None:
+        async with outside() as (opened, _inside, peer):
+            assert (opened.public is None) is is_early
+            known = ContactBinding(b"sip:alice@192.168.0.7", 60.0, b"call", 1, server=peer.endpoint)
+            opened.keep_servers([known, replace(known, server=None)])
+            allowed.set()
+            assert await peer.next_of_any_kind() == b"\r\n\r\n"
+            assert opened._machines is not None
             assert peer.endpoint in opened._machines.flows
 
     run(scenario())

@@ -27,6 +27,7 @@ from nattools.session.relay import Expectation, Side
 from nattools.sip.message import SipMessage
 from nattools.stun.message import Message, MessageClass
 from nattools.stun.message import Method as StunMethod
+from tests.ports import free_ports
 from tests.unit.binding.on_loopback import asking, bound, endpoint, eventually, run, stun_server
 from tests.unit.session.controller.outsides import (
     FORWARDED,
@@ -67,7 +68,7 @@ class Teller:
 
 
 def sockets() -> SocketEngine:
-    return SocketEngine(LOOPBACK, PortPairs(34000, 41999, entropy=secrets.token_bytes))
+    return SocketEngine(LOOPBACK, PortPairs(24000, 29999, entropy=secrets.token_bytes))
 
 
 @asynccontextmanager
@@ -202,7 +203,8 @@ def test_without_rtcp_a_call_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_engine_without_ports_says_so() -> None:
     async def scenario() -> None:
         async with Keeper.open(FORWARDED) as keeper:
-            few = SocketEngine(LOOPBACK, PortPairs(33000, 33003, entropy=secrets.token_bytes))
+            first, second = free_ports(2)
+            few = SocketEngine(LOOPBACK, PortPairs(first, second + 1, entropy=secrets.token_bytes))
             opened = PublicEngine(few, keeper, Teller())
             await opened.open_stream()
             with pytest.raises(LocalAddressError):

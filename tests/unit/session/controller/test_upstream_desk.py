@@ -188,7 +188,7 @@ class TestRegistrations:
                 await may_write.wait()
                 return await update(*words, **more)
 
-            world.gate.location.update = slow  # type: ignore[method-assign]
+            world.gate.location.update = slow  # type: ignore[method-assign]  # on purpose
             assert (await world.register(alice)).status_code == 200
             assert not await bindings(world)
             asyncio.get_running_loop().call_later(0.01, may_write.set)
@@ -220,11 +220,11 @@ class TestRegistrations:
                 raise LocationError("the disk is full")
 
             await world.register(alice)
-            world.gate.location.update = fail  # type: ignore[method-assign]
+            world.gate.location.update = fail  # type: ignore[method-assign]  # on purpose
             assert (await world.register(alice, cseq=2)).status_code == 200
             await world.gate.desk.close()
             assert world.gate.desk.counters["unkept"] == 1
-            world.gate.location.bindings = fail  # type: ignore[method-assign]
+            world.gate.location.bindings = fail  # type: ignore[method-assign]  # on purpose
             assert (await world.register(alice, cseq=3)).status_code == 503
 
         play(scene)

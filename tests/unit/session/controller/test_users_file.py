@@ -43,7 +43,7 @@ def test_a_missing_file_is_told_how_to_write(tmp_path: Path) -> None:
     ("data", "said"),
     [
         (b"[users]\nalice = \xff", "UTF-8"),
-        (b"alice", "no TOML"),
+        (b"alice", "not TOML"),
         (b"#" * ((1 << 20) + 1), "no file of users"),
     ],
 )

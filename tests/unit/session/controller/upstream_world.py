@@ -151,7 +151,7 @@ class World:
             entropy=secrets.token_bytes,
         )
         if not has_passwords:
-            self.registrar._authenticate = lambda request, now: _user(request)  # type: ignore[method-assign]
+            self.registrar._authenticate = lambda request, now: _user(request)  # type: ignore[method-assign]  # a fake
         self.location = MemoryLocation()
         self.phones: dict[Endpoint, Phone] = {}
         self.events: list[Event] = []

@@ -18,6 +18,7 @@ from nattools.session.crossing import Foreign
 from nattools.session.engines.sockets import SocketEngine, SocketStream
 from nattools.session.ports import PortPairs
 from nattools.session.relay import Expectation, MediaEngine, MediaStream, Side
+from tests.ports import free_port
 from tests.unit.session.rtp import PCMU, rtcp, rtp
 
 _WITHIN_S = 20.0
@@ -78,7 +79,7 @@ class Call:
         self.foreign: list[Foreign] = []
         self.engine = SocketEngine(
             ip_address("127.0.0.1"),
-            PortPairs(42000, 48999, entropy=secrets.token_bytes),
+            PortPairs(24000, 29999, entropy=secrets.token_bytes),
             on_change=self.changes.append,
             on_foreign=lambda _stream, each: self.foreign.append(each),
         )
@@ -282,7 +283,7 @@ def test_a_stream_may_be_closed_by_what_it_tells() -> None:
     async def closes(call: Call) -> None:
         engine = SocketEngine(
             ip_address("127.0.0.1"),
-            PortPairs(42000, 48999, entropy=secrets.token_bytes),
+            PortPairs(24000, 29999, entropy=secrets.token_bytes),
             on_foreign=lambda stream, _: stream.abort(),
         )
         stream = await engine.open_stream()
@@ -316,7 +317,8 @@ def test_ports_that_others_have_are_passed_over() -> None:
 
 def test_when_there_are_no_ports_the_first_side_gives_its_own_back() -> None:
     async def exhausted(call: Call) -> None:
-        pairs = PortPairs(42000, 42001, entropy=secrets.token_bytes)
+        port = free_port()
+        pairs = PortPairs(port, port + 1, entropy=secrets.token_bytes)
         engine = SocketEngine(ip_address("127.0.0.1"), pairs)
         with pytest.raises(LocalAddressError):
             await engine.open_stream()
