@@ -20,7 +20,7 @@ from contextlib import closing
 
 # What a keeper loads when it first asks a router: the bindings beside it would wait for that, too.
 import nattools.binding.providers.router
-import nattools.mapping.client  # noqa: F401 - as above
+import nattools.mapping.client  # noqa: F401 - to have it loaded is all
 from nattools.binding.client import LiveBinding
 from nattools.binding.keeper import open_binding
 from nattools.binding.model import BindingChange, PublicBinding

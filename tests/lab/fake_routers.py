@@ -66,6 +66,13 @@ class FakeRouter:
                 self._seen.append(json.loads(line))
                 self._news.notify_all()
 
+    @property
+    def pid(self) -> int:
+        """Of the program itself, not of what brought it into its namespace."""
+        pid = self._process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return int(children[0]) if children else pid
+
     def tell(self, command: str) -> None:
         """Give it one of its commands."""
         assert self._process.stdin is not None

@@ -17,6 +17,7 @@ from nattools.lab.topology import Topology
 from tests.lab.conftest import PATIENCE_SECONDS
 from tests.lab.fake_routers import GOOD, ROOT, ROUTER, FakeRouter, let_the_router_be_asked
 from tests.lab.measured_program import COUNTER, packets_elsewhere
+from tests.lab.stalls import kept_waiting_s
 
 MOST_SECONDS = 3.0
 MOST_MIB = 20.0
@@ -39,7 +40,10 @@ table inet canary {{
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One run of natmap. `elsewhere` are the packets that left it for anybody but the router."""
+    """One run of natmap. `elsewhere` are the packets that left it for anybody but the router.
+
+    `seconds` are without those in which natmap or the router could have gone on, but for a busy machine.
+    """
 
     status: int
     seconds: float
@@ -109,13 +113,15 @@ class HostileLab:
         """Run natmap with the routers as they are."""
         assert self._natmap.stdin is not None
         assert self._natmap.stdout is not None
+        router_waited_s = kept_waiting_s(self.router.pid)
         self._natmap.stdin.write(json.dumps(arguments) + "\n")
         self._natmap.stdin.flush()
         assert select.select([self._natmap.stdout], [], [], _TIME_LIMIT_S)[0], "natmap does not end"
         said = json.loads(self._natmap.stdout.readline())
+        waited_s = said["kept_waiting_s"] + kept_waiting_s(self.router.pid) - router_waited_s
         return Measured(
             status=said["status"],
-            seconds=said["seconds"],
+            seconds=said["seconds"] - waited_s,
             peak_kib=said["peak_kib"],
             stdout=said["stdout"],
             stderr=said["stderr"],

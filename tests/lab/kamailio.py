@@ -9,7 +9,9 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +19,7 @@ import psutil
 
 from nattools.errors import LabError
 from nattools.lab.topology import PUBLIC_INTERFACE, STRANGER
-from tests.lab.conftest import PATIENCE_SECONDS
+from tests.lab.conftest import PATIENCE_SECONDS, endpoint_of, next_datagram, opened_sockets
 from tests.lab.network_changes import configure
 
 if TYPE_CHECKING:
@@ -52,6 +54,9 @@ request_route {
         sl_send_reply("404", "Not here"); exit;
     }
     t_check_trans();
+    if (is_method("OPTIONS") && $hdr(Subject) == "where") {
+        lookup("location"); sl_send_reply("200", "$ru"); exit;
+    }
     route(CHALLENGE);
     remove_hf("Route");
     if (is_method("INVITE|SUBSCRIBE")) record_route();
@@ -77,6 +82,20 @@ _CHALLENGE_INVITE = {
     }
 """,
 }
+
+
+_WHERE = """OPTIONS sip:{user}@{server} SIP/2.0
+Via: SIP/2.0/UDP {local};branch=z9hG4bKwhere{number}
+From: <sip:test@{server}>;tag=where
+To: <sip:{user}@{server}>
+Call-ID: where-{user}
+CSeq: {number} OPTIONS
+Max-Forwards: 9
+Subject: where
+Content-Length: 0
+
+"""
+_POLL_S = 0.02
 
 
 def why_no_kamailio() -> str | None:
@@ -129,6 +148,24 @@ def kamailio(
             process.kill()
             process.wait(PATIENCE_SECONDS)
             psutil.wait_procs(children, PATIENCE_SECONDS)  # till then, its sockets take what comes
+
+
+def wait_until_at(lab: Lab, user: str, ip: str) -> None:
+    """Until the registrar knows the user there: voices come through a NAT's new address before calls do."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    with opened_sockets() as open_sockets:
+        [asking] = open_sockets(lab.public, [REGISTRAR.with_port(0)])
+        local = endpoint_of(asking.getsockname())
+        for number in count():
+            request = _WHERE.format(user=user, server=REGISTRAR.ip, local=local, number=number)
+            asking.sendto(request.replace("\n", "\r\n").encode(), (str(REGISTRAR.ip), REGISTRAR.port))
+            received = next_datagram(asking, PATIENCE_SECONDS)
+            assert received is not None, "the registrar does not answer"
+            said = received[0].split(b"\r\n")[0].decode()
+            if f"@{ip}:" in said:
+                return
+            assert time.monotonic() < deadline, f"{user} is not at {ip}: {said}"
+            time.sleep(_POLL_S)
 
 
 def lose_what_has_no_route(lab: Lab) -> None:

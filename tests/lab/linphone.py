@@ -9,16 +9,14 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
-from nattools.endpoint import Endpoint
 from tests.lab.conftest import PATIENCE_SECONDS
-from tests.lab.kamailio import REGISTRAR
 from tests.lab.sip_peers import ProgramPhone, uri_of
 from tests.lab.tones import write_tone
 
 if TYPE_CHECKING:
-    from nattools.lab.namespaces import Host, Lab
+    from collections.abc import Sequence
 
 _PROGRAM = "linphonec"
 _REGISTRATION_S = 60
@@ -42,32 +40,9 @@ def why_no_linphone() -> str | None:
 class Linphone(ProgramPhone):
     """Linphonec on a host, at an address of it."""
 
-    def __init__(
-        self,
-        host: Host,
-        user: str,
-        at: Endpoint,
-        *,
-        plays_hz: int,
-        password: str = "",
-        server: Endpoint = REGISTRAR,
-    ) -> None:
-        super().__init__(host, user, (), plays_hz=plays_hz, server=server)
-        self._password = password
-        self._at = at
-        settings = self.directory / "settings"
-        self._argv = (
-            *("env", f"HOME={self.directory}", _PROGRAM),
-            *("-a", "-c", str(settings), "-d", "6", "-l", str(self.directory / "log")),
-        )
-
-    @classmethod
-    def inside(
-        cls, lab: Lab, user: str, *, plays_hz: int, password: str = "", server: Endpoint = REGISTRAR
-    ) -> Self:
-        """One on the client, without any help against its NAT."""
-        at = Endpoint.of(lab.topology.client_address, 5060)
-        return cls(lab.client, user, at, plays_hz=plays_hz, password=password, server=server)
+    def _argv(self) -> Sequence[str]:
+        files = ("-c", str(self.directory / "settings"), "-d", "6", "-l", str(self.directory / "log"))
+        return ("env", f"HOME={self.directory}", _PROGRAM, "-a", *files)
 
     def _start(self) -> None:
         (self.directory / ".local" / "share" / "linphone").mkdir(parents=True)

@@ -32,13 +32,17 @@ def tell(event: str, mapping: PortMapping | None = None, reason: str = "") -> No
     sys.stdout.flush()
 
 
-async def main(state: str, internal: str, lease_s: int, keep: bool, names: list[str]) -> None:
+async def main(
+    state: str, internal: str, lease_s: int, keep: bool, timeout_s: float, names: list[str]
+) -> None:
     """Keep the mapping."""
     protocols = [MappingProtocol(name) for name in names]
     request = MappingRequest(Endpoint.parse(internal), lease_s=lease_s, description="a test")
     ipv6 = request.internal.is_ipv6
     try:
-        async with MappingClient.open(protocols=protocols, ipv6=ipv6, state_directory=Path(state)) as client:
+        async with MappingClient.open(
+            protocols=protocols, ipv6=ipv6, state_directory=Path(state), timeout_s=timeout_s
+        ) as client:
             started = time.monotonic()
             mapping = await client.acquire(request, keep=keep)
             tell("acquired", mapping, f"{time.monotonic() - started:.3f} s")
@@ -59,4 +63,13 @@ async def _tell_changes(client: MappingClient) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] == "keep", sys.argv[5:]))
+    asyncio.run(
+        main(
+            sys.argv[1],
+            sys.argv[2],
+            int(sys.argv[3]),
+            sys.argv[4] == "keep",
+            float(sys.argv[5]),
+            sys.argv[6:],
+        )
+    )

@@ -2,7 +2,7 @@
 
 Each line of the standard input is a JSON list of arguments, and each of the standard output says what became
 of it. The processes are forks of one that has loaded everything, so that the cost is that of the work alone.
-One that keeps a mapping is told after a second to end.
+One that keeps a mapping is told to end a second after it has said so.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ import traceback
 from typing import IO
 
 from nattools.cli.natmap import main as natmap
+from tests.lab.stalls import kept_waiting_s
 
 KEPT_S = 1.0
 COUNTER = ("nft", "-j", "list", "counter", "inet", "canary", "elsewhere")
 """Of the packets that leave for anybody but the router; it is only read, which waits for nobody."""
 _TIME_LIMIT_S = 60.0
+_POLL_S = 0.01
 
 
 def packets_elsewhere(listed: str) -> int:
@@ -42,6 +44,7 @@ def run(arguments: list[str]) -> dict[str, object]:
     with (
         tempfile.TemporaryFile() as stdout,
         tempfile.TemporaryFile() as stderr,
+        tempfile.TemporaryFile() as waited,
         tempfile.TemporaryDirectory() as state,
     ):
         os.environ["XDG_STATE_HOME"] = state  # no run is to tidy up after another
@@ -49,12 +52,15 @@ def run(arguments: list[str]) -> dict[str, object]:
         started = time.monotonic()
         child = os.fork()
         if child == 0:
-            os._exit(_natmap(arguments, stdout, stderr))
+            status = _natmap(arguments, stdout, stderr)
+            os.write(waited.fileno(), str(kept_waiting_s()).encode())
+            os._exit(status)
         _, status, usage = os.wait4(child, 0)
         seconds = time.monotonic() - started
         return {
             "status": os.waitstatus_to_exitcode(status),
             "seconds": seconds,
+            "kept_waiting_s": float(_said(waited)),
             "cpu_s": usage.ru_utime + usage.ru_stime,
             "peak_kib": usage.ru_maxrss,
             "elsewhere": _packets_elsewhere() - packets,
@@ -67,9 +73,7 @@ def _natmap(arguments: list[str], stdout: IO[bytes], stderr: IO[bytes]) -> int:
     for number, file in enumerate((stdout, stderr), 1):
         os.dup2(file.fileno(), number)
     if "--keep" in arguments:
-        timer = threading.Timer(KEPT_S, os.kill, (os.getpid(), signal.SIGTERM))
-        timer.daemon = True
-        timer.start()
+        threading.Thread(target=_end_later, args=(stdout,), daemon=True).start()
     try:
         natmap(arguments, prog_name="natmap")
     except SystemExit as end:
@@ -81,6 +85,13 @@ def _natmap(arguments: list[str], stdout: IO[bytes], stderr: IO[bytes]) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
     return 0
+
+
+def _end_later(stdout: IO[bytes]) -> None:
+    while os.fstat(stdout.fileno()).st_size == 0:
+        time.sleep(_POLL_S)
+    time.sleep(KEPT_S)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _said(file: IO[bytes]) -> str:

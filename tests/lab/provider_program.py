@@ -20,7 +20,7 @@ from nattools.binding.providers.vpn import VpnProvider
 from nattools.binding.settings import PortRange
 from nattools.endpoint import Endpoint
 from nattools.errors import NatToolsError
-from nattools.mapping.client import MappingClient
+from nattools.mapping.client import DEFAULT_TIMEOUT_S, MappingClient
 
 
 def tell(event: str, said: Claim | NatToolsError | None = None, **more: object) -> None:
@@ -48,7 +48,11 @@ async def _open(options: dict[str, Any], exits: AsyncExitStack) -> Provider:
         return StaticProvider(options["static_host"], PortRange.parse(options["static_ports"]))
     protocols = protocols_of([Method(name) for name in options["methods"]])
     client = await exits.enter_async_context(
-        MappingClient.open(protocols=protocols, state_directory=Path(options["state"]))
+        MappingClient.open(
+            protocols=protocols,
+            state_directory=Path(options["state"]),
+            timeout_s=options.get("timeout_s", DEFAULT_TIMEOUT_S),
+        )
     )
     router = RouterProvider(client, lease_s=options.get("lease_s", 3600))
     news = asyncio.create_task(_tell_news(router))

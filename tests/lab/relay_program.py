@@ -57,6 +57,11 @@ class Relay:
             case "close":
                 await self._streams.pop(name).close()
                 return None
+            case "say":
+                stream = self._streams[name]
+                assert isinstance(stream, KernelStream)
+                stream.send(command["socket"], bytes.fromhex(command["data"]), Endpoint.parse(command["to"]))
+                return None
             case "look":
                 await self._settle(name)
                 await self._look()

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from nattools.lab.namespaces import Host, Lab, Process
 
 ROOT = Path(__file__).parents[2]
-TONE_SECONDS = 3.0  # within which a tone must be heard
+ANYWHERE = Endpoint.of("0.0.0.0", 0)
+TONE_SECONDS = 10.0  # within which a tone must be heard, on a machine that is busy with other things, too
 
 # Connects to a TCP port of this host, as soon as somebody listens, and hands the connection to the test.
 _CONNECTOR = """
@@ -84,10 +85,23 @@ def why_no_pyvoip() -> str | None:
 class Phone(ABC):
     """A telephone of one user at a server, which plays one tone and records what it hears.
 
-    It is there as long as the `with` block lasts, answers every call, and has one at a time.
+    It stands on a host, `at` an address of it or wherever it pleases. It is there as long as the `with` block
+    lasts, answers every call, and has one at a time.
     """
 
-    def __init__(self, user: str, *, plays_hz: int, server: Endpoint = REGISTRAR) -> None:
+    def __init__(
+        self,
+        host: Host,
+        user: str,
+        at: Endpoint = ANYWHERE,
+        *,
+        plays_hz: int,
+        password: str = "",
+        server: Endpoint = REGISTRAR,
+    ) -> None:
+        self._host = host
+        self._at = at
+        self._password = password
         self.user = user
         self.server = server
         self.plays_hz = plays_hz
@@ -96,6 +110,16 @@ class Phone(ABC):
         self.directory = Path(self._scratch.name)
         self.tone = self.directory / "tone.wav"
         write_tone(self.tone, plays_hz)
+
+    @classmethod
+    def outside(cls, lab: Lab, user: str, **words: Any) -> Self:
+        """One on the public side; `words` as above."""
+        return cls(lab.public, user, SERVER.with_port(5060), **words)
+
+    @classmethod
+    def inside(cls, lab: Lab, user: str, **words: Any) -> Self:
+        """One on the client, without any help against its NAT."""
+        return cls(lab.client, user, Endpoint.of(lab.topology.client_address, 5060), **words)
 
     def __enter__(self) -> Self:
         try:
@@ -188,17 +212,12 @@ class Baresip(Phone):
         user: str,
         at: Endpoint,
         *,
-        plays_hz: int,
-        password: str = "",
-        server: Endpoint = REGISTRAR,
         outbound: Endpoint | None = None,
         control_port: int = _CONTROL_PORT,
+        **words: Any,
     ) -> None:
         """With `outbound` all that it sends goes by that proxy; two on one host need two control ports."""
-        super().__init__(user, plays_hz=plays_hz, server=server)
-        self._host = host
-        self._at = at
-        self._password = password
+        super().__init__(host, user, at, **words)
         self._outbound = outbound
         self._control_port = control_port
         self._control: socket.socket | None = None
@@ -207,22 +226,6 @@ class Baresip(Phone):
         self._answers: list[dict[str, Any]] = []
         self._process: subprocess.Popen[str] | None = None
         self._has_account = False
-
-    @classmethod
-    def outside(
-        cls, lab: Lab, user: str, *, plays_hz: int, password: str = "", server: Endpoint = REGISTRAR
-    ) -> Self:
-        """One on the public side."""
-        at = SERVER.with_port(5060)
-        return cls(lab.public, user, at, plays_hz=plays_hz, password=password, server=server)
-
-    @classmethod
-    def inside(
-        cls, lab: Lab, user: str, *, plays_hz: int, password: str = "", server: Endpoint = REGISTRAR
-    ) -> Self:
-        """One on the client, without any help against its NAT."""
-        at = Endpoint.of(lab.topology.client_address, 5060)
-        return cls(lab.client, user, at, plays_hz=plays_hz, password=password, server=server)
 
     def _start(self) -> None:
         lines = [
@@ -356,25 +359,17 @@ class ProgramPhone(Phone):
     Each of its lines has an `event` and perhaps a `reason`; lines of another form are ignored.
     """
 
-    def __init__(
-        self,
-        host: Host,
-        user: str,
-        argv: Sequence[str],
-        *,
-        plays_hz: int,
-        server: Endpoint = REGISTRAR,
-    ) -> None:
-        super().__init__(user, plays_hz=plays_hz, server=server)
-        self._host = host
-        self._argv = argv
-        self._process: Process | None = None
-        self._lines: Lines | None = None
+    _process: Process | None = None
+    _lines: Lines | None = None
+
+    @abstractmethod
+    def _argv(self) -> Sequence[str]:
+        """The command line of the program."""
 
     def _start(self) -> None:
         with (self.directory / "log").open("w") as log:
             self._process = self._host.popen(
-                self._argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd=ROOT
+                self._argv(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd=ROOT
             )
         self._lines = Lines(self._process)
 
@@ -429,33 +424,11 @@ class ProgramPhone(Phone):
 class PyVoip(ProgramPhone):
     """pyVoIP on a host, unchanged; `line` is a line of Python that its program begins with."""
 
-    def __init__(
-        self,
-        host: Host,
-        user: str,
-        at: Endpoint,
-        *,
-        plays_hz: int,
-        password: str = "",
-        server: Endpoint = REGISTRAR,
-        line: str = "",
-    ) -> None:
-        super().__init__(host, user, (), plays_hz=plays_hz, server=server)
-        where = (str(server.ip), str(server.port), user, str(at.ip), str(at.port), str(self.directory))
-        program = (sys.executable, "-m", "tests.lab.pyvoip_program")
-        self._argv = (*program, *where, f"--password={password}", f"--line={line}")
+    def __init__(self, host: Host, user: str, at: Endpoint, *, line: str = "", **words: Any) -> None:
+        super().__init__(host, user, at, **words)
+        self._line = line
 
-    @classmethod
-    def inside(
-        cls,
-        lab: Lab,
-        user: str,
-        *,
-        plays_hz: int,
-        password: str = "",
-        server: Endpoint = REGISTRAR,
-        line: str = "",
-    ) -> Self:
-        """One on the client."""
-        at = Endpoint.of(lab.topology.client_address, 5060)
-        return cls(lab.client, user, at, plays_hz=plays_hz, password=password, server=server, line=line)
+    def _argv(self) -> Sequence[str]:
+        where = (self.server.ip, self.server.port, self.user, self._at.ip, self._at.port, self.directory)
+        program = (sys.executable, "-m", "tests.lab.pyvoip_program", *map(str, where))
+        return (*program, f"--password={self._password}", f"--line={self._line}")

@@ -79,8 +79,8 @@ def watching(host: Host) -> Iterator[Watcher]:
                 stream.close()
 
 
-@pytest.fixture
-def client() -> Iterator[Host]:
+@contextmanager
+def settled() -> Iterator[Host]:
     """A host at 198.51.100.108 and 2001:db8:1::108, that is heard of no more before a test begins."""
     with Lab(Topology(NatKind.OPEN), start_server=False) as lab:
         deadline = time.monotonic() + PATIENCE_SECONDS
@@ -88,6 +88,20 @@ def client() -> Iterator[Host]:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         yield lab.client
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Host]:
+    """One for tests that leave it as they found it."""
+    with settled() as host:
+        yield host
+
+
+@pytest.fixture
+def own_client() -> Iterator[Host]:
+    """One that only this test has."""
+    with settled() as host:
+        yield host
 
 
 def ip(host: Host, *commands: str) -> None:
@@ -106,11 +120,11 @@ def test_an_address_that_comes_and_goes_is_told(client: Host, address: str) -> N
         assert f"the address {ip_alone} was removed" in watcher.until(ip_alone)
 
 
-def test_a_cable_that_is_pulled_and_put_back_is_told(client: Host) -> None:
-    with watching(client) as watcher:
-        ip(client, "link set eth0 down")
+def test_a_cable_that_is_pulled_and_put_back_is_told(own_client: Host) -> None:
+    with watching(own_client) as watcher:
+        ip(own_client, "link set eth0 down")
         watcher.until("eth0 is down", "and more")
-        ip(client, "link set eth0 up")
+        ip(own_client, "link set eth0 up")
         watcher.until("eth0 is up")
 
 
@@ -122,10 +136,10 @@ def test_another_default_route_is_told(client: Host) -> None:
         assert watcher.next() == "a route was added"
 
 
-def test_what_happens_together_is_told_together(client: Host) -> None:
-    with watching(client) as watcher:
+def test_what_happens_together_is_told_together(own_client: Host) -> None:
+    with watching(own_client) as watcher:
         ip(
-            client,
+            own_client,
             "addr add 10.9.8.7/24 dev eth0",
             "addr del 198.51.100.108/24 dev eth0",
             "route replace default via 10.9.8.1",
@@ -137,25 +151,25 @@ def test_what_happens_together_is_told_together(client: Host) -> None:
         assert "the address 10.9.8.7 was added" in told[0]
 
 
-def test_a_lifetime_that_is_renewed_is_not_told(client: Host) -> None:
+def test_a_lifetime_that_is_renewed_is_not_told(own_client: Host) -> None:
     forever = "valid_lft 7200 preferred_lft 3600"
-    ip(client, f"addr add 2001:db8:9::7/64 dev eth0 nodad {forever}")
-    with watching(client) as watcher:
+    ip(own_client, f"addr add 2001:db8:9::7/64 dev eth0 nodad {forever}")
+    with watching(own_client) as watcher:
         for seconds in range(1800, 1810):
-            ip(client, f"addr change 2001:db8:9::7/64 dev eth0 valid_lft 7200 preferred_lft {seconds}")
+            ip(own_client, f"addr change 2001:db8:9::7/64 dev eth0 valid_lft 7200 preferred_lft {seconds}")
         time.sleep(1)
         told = watcher.end()
         assert told in ([], ["the address 2001:db8:9::7 was added"])  # nothing was known of it before
 
 
-def test_a_flood_of_routes_rings_few_bells(client: Host) -> None:
+def test_a_flood_of_routes_rings_few_bells(own_client: Host) -> None:
     commands = [
         f"route add 10.{number >> 8 & 0xFF}.{number & 0xFF}.0/24 via 198.51.100.1"
         for number in range(_MANY_ROUTES)
     ]
-    with watching(client) as watcher:
+    with watching(own_client) as watcher:
         began = time.monotonic()
-        ip(client, *commands)
+        ip(own_client, *commands)
         time.sleep(1)
         told = watcher.end()
         lasted_s = time.monotonic() - began

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import pytest
 
@@ -23,6 +23,8 @@ from tests.lab.measured_program import KEPT_S
 STATUS, LIST = ("status", "--json"), ("list", "--json")
 ADD = ("add", "5060", "--lease", "120", "--json")
 KEEP, REMOVE = (*ADD, "--keep"), ("remove", "5060", "--json")
+PCP_ALONE = ("--protocol", "pcp", "--protocol", "nat-pmp")
+PCP_RUNS = (STATUS, (*ADD, "--external", "6000"), ADD)
 PAGES = (("status",), ("list",), ADD[:-1])
 DONE, NO_ROUTER, REFUSED, NOT_PUBLIC = 0, 3, 4, 5
 
@@ -51,6 +53,8 @@ CROWDING = [
 """Of these, those that cost most, and one of each kind of the others."""
 
 Case = tuple[str, tuple[str, ...]]
+KeyT = TypeVar("KeyT")
+ResultT = TypeVar("ResultT")
 
 
 def commands(name: str) -> Iterator[tuple[str, ...]]:
@@ -72,55 +76,75 @@ MOST_REQUESTS = 60
 """In one run. A list is longer."""
 
 
-@contextmanager
-def laboratories() -> Iterator[SimpleQueue[HostileLab]]:
-    """Some, to be used side by side: most of the time is spent in waiting for routers that say nothing."""
-    with ExitStack() as stack:
-        free: SimpleQueue[HostileLab] = SimpleQueue()
-        for _ in range(LABORATORIES):
-            free.put(stack.enter_context(HostileLab()))
-        yield free
-
-
 def costs(measured: Measured, extra_mib: float) -> bool:
     """Whether it is too much."""
     return measured.seconds > MOST_SECONDS + KEPT_S * measured.is_kept or extra_mib > MOST_MIB
 
 
-class Measurements:
-    """Those of every case that is going to be tested; each is taken before it is asked for."""
+class SideBySide(Generic[KeyT, ResultT]):
+    """What comes of every key that is going to be tested, in several laboratories at once.
 
-    def __init__(self, free: SimpleQueue[HostileLab], pool: ThreadPoolExecutor, cases: list[Case]) -> None:
-        self._free = free
-        self._taken: dict[Case, Future[tuple[Measured, float]]] = {
-            case: pool.submit(self._measure, case) for case in cases
-        }
+    Most of the time is spent in waiting for silent routers, so each is begun before it is asked for.
+    """
 
-    def __getitem__(self, case: Case) -> tuple[Measured, float]:
-        return self._taken[case].result()
+    def __init__(
+        self,
+        labs: Sequence[HostileLab],
+        pool: ThreadPoolExecutor,
+        take: Callable[[HostileLab, KeyT], ResultT],
+        keys: Sequence[KeyT],
+    ) -> None:
+        self._take = take
+        self._free: SimpleQueue[HostileLab] = SimpleQueue()
+        for lab in labs:
+            self._free.put(lab)
+        self._taken = {key: pool.submit(self._in_a_lab, key) for key in keys}
 
-    def _measure(self, case: Case) -> tuple[Measured, float]:
+    def __getitem__(self, key: KeyT) -> ResultT:
+        return self._taken[key].result()
+
+    def _in_a_lab(self, key: KeyT) -> ResultT:
         lab = self._free.get()
         try:
-            for _ in range(TRIES):
-                measured = lab.measure(case[0], *case[1])
-                extra_mib = lab.extra_mib(measured, *case[1])
-                if not costs(measured, extra_mib):
-                    break
-            return measured, extra_mib
+            return self._take(lab, key)
         finally:
             self._free.put(lab)
 
 
-@pytest.fixture(scope="module")
-def measurements(request: pytest.FixtureRequest) -> Iterator[Measurements]:
+def wanted(request: pytest.FixtureRequest, parameter: str) -> list[Any]:
+    """The values of a parameter that tests of this file have."""
     items: list[Any] = [item for item in request.session.items if item.path == request.path]
-    wanted = [item.callspec.params["case"] for item in items if "case" in getattr(item, "fixturenames", ())]
-    with laboratories() as free, ThreadPoolExecutor(LABORATORIES) as pool:
-        try:
-            yield Measurements(free, pool, wanted)
-        finally:
-            pool.shutdown(cancel_futures=True)
+    parameters = [item.callspec.params for item in items if hasattr(item, "callspec")]
+    return [values[parameter] for values in parameters if parameter in values]
+
+
+@pytest.fixture(scope="module")
+def labs() -> Iterator[list[HostileLab]]:
+    with ExitStack() as stack:
+        yield [stack.enter_context(HostileLab()) for _ in range(LABORATORIES)]
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(LABORATORIES) as pool:
+        yield pool
+        pool.shutdown(cancel_futures=True)
+
+
+def measure(lab: HostileLab, case: Case) -> tuple[Measured, float]:
+    for _ in range(TRIES):
+        measured = lab.measure(case[0], *case[1])
+        extra_mib = lab.extra_mib(measured, *case[1])
+        if not costs(measured, extra_mib):
+            break
+    return measured, extra_mib
+
+
+@pytest.fixture(scope="module")
+def measurements(
+    labs: list[HostileLab], pool: ThreadPoolExecutor, request: pytest.FixtureRequest
+) -> SideBySide[Case, tuple[Measured, float]]:
+    return SideBySide(labs, pool, measure, wanted(request, "case"))
 
 
 def harmless(measured: Measured) -> None:
@@ -140,7 +164,9 @@ def name_of(case: Case) -> str:
 
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)
-def test_a_hostile_router_costs_little_and_harms_nothing(case: Case, measurements: Measurements) -> None:
+def test_a_hostile_router_costs_little_and_harms_nothing(
+    case: Case, measurements: SideBySide[Case, tuple[Measured, float]]
+) -> None:
     measured, extra_mib = measurements[case]
     print(f"{measured.seconds:6.2f} s {extra_mib:6.1f} MiB  {name_of(case)}")  # noqa: T201  for -s
     assert measured.status in (DONE, NO_ROUTER, REFUSED, NOT_PUBLIC), measured.stderr
@@ -155,9 +181,9 @@ def test_a_hostile_router_costs_little_and_harms_nothing(case: Case, measurement
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[HostileLab]:
-    with HostileLab() as lab:
-        yield lab
+def lab(labs: list[HostileLab]) -> HostileLab:
+    """One of them, for tests that come after all that are side by side."""
+    return labs[0]
 
 
 def test_the_canary_sings_when_something_is_sent_elsewhere(lab: HostileLab) -> None:
@@ -184,39 +210,6 @@ def test_nothing_that_a_router_writes_steers_a_terminal(
 
 
 @contextmanager
-def good_router_beside(lab: HostileLab) -> Iterator[FakeRouter]:
-    with FakeRouter(lab.lab.router, "another", address=GOOD, other_address=None) as good:
-        yield good
-
-
-@pytest.fixture(scope="module")
-def lab_with_a_good_one() -> Iterator[HostileLab]:
-    with HostileLab() as lab, good_router_beside(lab):
-        yield lab
-
-
-@pytest.mark.parametrize("name", CROWDING)
-def test_a_good_router_beside_a_hostile_one_is_found(name: str, lab_with_a_good_one: HostileLab) -> None:
-    measured = lab_with_a_good_one.measure(name, *STATUS)
-    upnp = measured.document["protocols"]["upnp"]
-    assert (upnp["found"], upnp["gateway"]) == (True, GOOD)
-    assert measured.document["external_address"] == "11.22.33.3"
-    harmless(measured)
-
-
-@pytest.mark.parametrize(
-    "name", ["add-never-answers", "nothing-more-answers", "slow-refusals", "not-permitted"]
-)
-def test_a_good_router_beside_one_that_grants_nothing_is_used(
-    name: str, lab_with_a_good_one: HostileLab
-) -> None:
-    measured = lab_with_a_good_one.measure(name, *ADD)
-    assert measured.status == DONE, measured.stderr
-    assert measured.document["mapping"]["gateway"] == GOOD
-    harmless(measured)
-
-
-@contextmanager
 def pcp_gateway(host: Host, *faults: Fault) -> Iterator[None]:
     command = [sys.executable, "-m", "tests.fakes.pcp_gateway", ROUTER]
     for fault in faults:
@@ -229,17 +222,85 @@ def pcp_gateway(host: Host, *faults: Fault) -> Iterator[None]:
             process.kill()
 
 
-@pytest.mark.parametrize("fault", Fault, ids=lambda fault: fault.value)
-def test_a_hostile_pcp_gateway_costs_little_and_harms_nothing(fault: Fault, lab: HostileLab) -> None:
-    asked = ("--protocol", "pcp", "--protocol", "nat-pmp")
-    runs = (STATUS, (*ADD, "--external", "6000"), ADD)
+def measure_fault(lab: HostileLab, fault: Fault) -> list[tuple[Measured, float]]:
+    """Each of the runs, and what it took above what it takes with a gateway that means well."""
     lab.router.behave(BENIGN)
     with pcp_gateway(lab.lab.router):
-        peaks = [lab.run(*arguments, *asked).peak_kib for arguments in runs]
+        peaks = [lab.run(*arguments, *PCP_ALONE).peak_kib for arguments in PCP_RUNS]
     with pcp_gateway(lab.lab.router, fault):
-        for arguments, peak in zip(runs, peaks, strict=True):
-            measured = lab.run(*arguments, *asked)
-            assert measured.status in (DONE, NO_ROUTER, REFUSED, NOT_PUBLIC), measured.stderr
-            harmless(measured)
-            assert measured.seconds <= MOST_SECONDS
-            assert (measured.peak_kib - peak) / 1024 <= MOST_MIB
+        return [
+            measure_run(lab, (*arguments, *PCP_ALONE), peak)
+            for arguments, peak in zip(PCP_RUNS, peaks, strict=True)
+        ]
+
+
+def measure_run(lab: HostileLab, arguments: tuple[str, ...], peak_kib: int) -> tuple[Measured, float]:
+    for _ in range(TRIES):
+        measured = lab.run(*arguments)
+        extra_mib = (measured.peak_kib - peak_kib) / 1024
+        if not costs(measured, extra_mib):
+            break
+    return measured, extra_mib
+
+
+@pytest.fixture(scope="module")
+def faults(
+    labs: list[HostileLab], pool: ThreadPoolExecutor, request: pytest.FixtureRequest
+) -> SideBySide[Fault, list[tuple[Measured, float]]]:
+    return SideBySide(labs, pool, measure_fault, wanted(request, "fault"))
+
+
+@pytest.mark.parametrize("fault", Fault, ids=lambda fault: fault.value)
+def test_a_hostile_pcp_gateway_costs_little_and_harms_nothing(
+    fault: Fault, faults: SideBySide[Fault, list[tuple[Measured, float]]]
+) -> None:
+    for measured, extra_mib in faults[fault]:
+        assert measured.status in (DONE, NO_ROUTER, REFUSED, NOT_PUBLIC), measured.stderr
+        harmless(measured)
+        assert not costs(measured, extra_mib)
+
+
+@contextmanager
+def good_router_beside(lab: HostileLab) -> Iterator[FakeRouter]:
+    with FakeRouter(lab.lab.router, "another", address=GOOD, other_address=None) as good:
+        yield good
+
+
+@pytest.fixture(scope="module")
+def beside(
+    labs: list[HostileLab], pool: ThreadPoolExecutor, request: pytest.FixtureRequest
+) -> Iterator[SideBySide[Case, Measured]]:
+    """From the first test on that asks for it, each laboratory has a good router as well."""
+
+    def measure(lab: HostileLab, case: Case) -> Measured:
+        return lab.measure(case[0], *case[1])
+
+    cases: list[Case] = [(name, STATUS) for name in wanted(request, "crowding")]
+    cases += [(name, ADD) for name in wanted(request, "granting")]
+    with ExitStack() as stack:
+        for lab in labs:
+            stack.enter_context(good_router_beside(lab))
+        yield SideBySide(labs, pool, measure, cases)
+
+
+@pytest.mark.parametrize("crowding", CROWDING)
+def test_a_good_router_beside_a_hostile_one_is_found(
+    crowding: str, beside: SideBySide[Case, Measured]
+) -> None:
+    measured = beside[crowding, STATUS]
+    upnp = measured.document["protocols"]["upnp"]
+    assert (upnp["found"], upnp["gateway"]) == (True, GOOD)
+    assert measured.document["external_address"] == "11.22.33.3"
+    harmless(measured)
+
+
+@pytest.mark.parametrize(
+    "granting", ["add-never-answers", "nothing-more-answers", "slow-refusals", "not-permitted"]
+)
+def test_a_good_router_beside_one_that_grants_nothing_is_used(
+    granting: str, beside: SideBySide[Case, Measured]
+) -> None:
+    measured = beside[granting, ADD]
+    assert measured.status == DONE, measured.stderr
+    assert measured.document["mapping"]["gateway"] == GOOD
+    harmless(measured)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +14,7 @@ from nattools.lab.topology import SERVER, STRANGER, WAN_ADDRESS, Topology
 from tests.lab.conftest import PATIENCE_SECONDS
 from tests.lab.natgate import natgate
 from tests.lab.plain_phone import PlainPhone
+from tests.lab.redis_server import redis_server, why_no_redis
 from tests.lab.remote_relay import talk
 
 if TYPE_CHECKING:
@@ -31,7 +29,6 @@ ALICE = Endpoint.of("198.51.100.108", 5062)
 PRIVATE = Endpoint.of("192.168.7.7", 5060)  # what Alice says of where she is; she is where she sends from
 BOB = SERVER.with_port(5064)
 CAROL = STRANGER.with_port(5066)
-REDIS = Endpoint.of("127.0.0.1", 6379)
 PASSWORDS = {"alice": "a", "bob": "b", "carol": "c"}
 MANY = 50
 _POLL_S = 0.02
@@ -43,35 +40,15 @@ def lab() -> Iterator[Lab]:
         yield built
 
 
-@contextmanager
-def redis_server(lab: Lab) -> Iterator[str]:
-    """A real redis-server on the gate's host, which nothing of this test ends but its end."""
-    server = lab.router.popen(
-        ["redis-server", "--bind", str(REDIS.ip), "--port", str(REDIS.port), "--save", ""],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while lab.router.run(["redis-cli", "ping"], timeout=PATIENCE_SECONDS).stdout != "PONG\n":
-            assert time.monotonic() < deadline, "redis-server does not answer"
-            time.sleep(_POLL_S)
-        yield f"redis://{REDIS}/0"
-    finally:
-        server.kill()
-        server.wait(PATIENCE_SECONDS)
-
-
 @pytest.fixture(params=["sqlite", "redis"])
 def store(request: pytest.FixtureRequest, lab: Lab, tmp_path: Path) -> Iterator[str]:
     """Where registrations are kept, as an operator writes it."""
     if request.param == "sqlite":
         yield f"sqlite:{tmp_path}/registrations.sqlite"
         return
-    if shutil.which("redis-server") is None:
-        pytest.skip("redis-server is not installed (apt install redis-server)")
-    with redis_server(lab) as url:
+    if (reason := why_no_redis()) is not None:
+        pytest.skip(reason)
+    with redis_server(lab.router) as url:
         yield url
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 NATLAB = [sys.executable, "-m", "nattools.cli.natlab"]
 RUN = [*NATLAB, "run", "--nat", "port-restricted-cone", "--"]
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
 
 # Names of its hosts, interfaces and table, and the networks of its addresses.
 OF_A_LABORATORY = re.compile(

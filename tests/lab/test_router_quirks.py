@@ -20,7 +20,8 @@ from nattools.lab.nat import NatKind
 from nattools.lab.topology import Topology
 from tests.lab.conftest import PATIENCE_SECONDS
 from tests.lab.fake_routers import OTHER, ROOT, ROUTER, FakeRouter, let_the_router_be_asked
-from tests.lab.test_mapping import NOTICED_S, Keeper
+from tests.lab.news import NOTICED_S
+from tests.lab.test_mapping import Keeper
 
 NATMAP = [sys.executable, "-m", "nattools.cli.natmap"]
 DONE, NO_ROUTER = 0, 3

@@ -19,9 +19,9 @@ from nattools.lab.namespaces import Lab, Process, why_no_igd
 from nattools.lab.nat import NatKind
 from nattools.lab.topology import STRANGER, Topology
 from tests.lab.conftest import PATIENCE_SECONDS, Lines, OpenSockets, next_datagram
+from tests.lab.news import NOTICED_S, until_subscribed
 
 ROOT = Path(__file__).parents[2]
-NOTICED_S = 2.0  # what the user is promised, from the router's announcement on
 ROUTER, INTERFACE = "192.168.0.1", "eth0"
 CLIENT, CLIENT_IPV6 = "192.168.0.108", "2001:db8:1::108"
 OUTSIDE_IPV6 = Endpoint.of("2001:db8::20", 3478)
@@ -83,21 +83,6 @@ def running(lab: Lab, scenario: str, *arguments: str) -> Iterator[Program]:
         yield program
     finally:
         program.close()
-
-
-def initial_event(lab: Lab, *, starts: int = 1) -> None:
-    """Wait until the router, started so often, has told how things are: from then on, events are changes.
-
-    The daemon forgets a change that comes while another event is on its way, so that its answer counts.
-    """
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        log = lab.igd.log()
-        *earlier, now = log.split(" starting ")
-        if len(earlier) == starts and 0 < now.count("SEQ: ") <= now.count("upnp_event_recv: ("):
-            return
-        assert time.monotonic() < deadline, log[-2000:]
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -258,14 +243,14 @@ def test_a_pinhole_lets_a_datagram_in_and_is_closed(lab: Lab, open_sockets: Open
 def test_another_address_and_a_restart_are_noticed() -> None:
     with lab_with(Igd()) as lab, running(lab, "watching") as program:
         program.next("watching")
-        initial_event(lab)
+        until_subscribed(lab)
         lab.igd.change_wan_address("11.22.33.9")
         assert program.next("address changed", within_s=NOTICED_S)["external"] == "11.22.33.9"
         lab.igd.stop()
         assert program.next("gone", within_s=NOTICED_S)["external"] == "11.22.33.9"
         lab.igd.start()
         program.next("restarted", within_s=NOTICED_S)
-        initial_event(lab, starts=2)
+        until_subscribed(lab, starts=2)
         lab.igd.change_wan_address("11.22.33.12")
         assert program.next("address changed", within_s=NOTICED_S)["external"] == "11.22.33.12"
         program.go_on()
@@ -287,7 +272,7 @@ def test_a_router_killed_without_a_word_is_noticed_when_it_is_back() -> None:
 def test_a_watch_ends_in_time_when_the_router_is_deaf() -> None:
     with lab_with(Igd()) as lab, running(lab, "watching") as program:
         program.next("watching")
-        initial_event(lab)
+        until_subscribed(lab)
         lab.igd.stall()
         program.go_on()
         failed = program.next("failed")

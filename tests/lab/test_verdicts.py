@@ -2,34 +2,63 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import product
 
 import pytest
 
+from nattools.lab.namespaces import Lab
 from nattools.stun.discovery import MOST_PACKETS
 from tests.lab.networks import Run, built, natcheck
+from tests.lab.stalls import Stalls
 from tests.networks import NETWORKS, TestNetwork, contradicts
 
 EXIT_STATUS = {"inconclusive": 4, "blocked": 3}
 RUNS = {0: 10, 20: 3}  # by the loss in percent, each way
 LABS_AT_ONCE = 4  # most of a run is waiting
+LATE_S = 0.02  # answers that are later than that by more than those before may be taken for lost ones
+MOST_AGAIN = 10
 
 Runs = Mapping[tuple[str, int], Future[list[Run]]]
 
 
-def run_in_a_row(network: TestNetwork, loss_percent: int) -> list[Run]:
+class Natcheck:
+    """Runs natcheck on a network; again where it says too little, and the machine stood still meanwhile."""
+
+    def __init__(self, network: TestNetwork, lab: Lab, stalls: Stalls) -> None:
+        self._network = network
+        self._lab = lab
+        self._stalls = stalls
+        self._again = MOST_AGAIN
+
+    def run(self, *arguments: str) -> Run:
+        while True:
+            began = time.monotonic()
+            run = natcheck(self._lab, *arguments)
+            says_too_little = run.said != self._network.expected and not contradicts(
+                run.said, self._network.expected
+            )
+            if not (says_too_little and self._stalls.since(began) and self._again):
+                return run
+            self._again -= 1
+
+
+def run_in_a_row(network: TestNetwork, loss_percent: int, stalls: Stalls) -> list[Run]:
     with built(network, loss_percent=loss_percent) as lab:
-        return [natcheck(lab) for _ in range(RUNS[loss_percent])]
+        if loss_percent:  # of which too little may come
+            return [natcheck(lab) for _ in range(RUNS[loss_percent])]
+        check = Natcheck(network, lab, stalls)
+        return [check.run() for _ in range(RUNS[loss_percent])]
 
 
 @pytest.fixture(scope="module")
 def runs() -> Iterator[Runs]:
     """All runs of this file, each network in a laboratory of its own, several of them side by side."""
-    with ThreadPoolExecutor(LABS_AT_ONCE) as pool:
+    with Stalls(LATE_S) as stalls, ThreadPoolExecutor(LABS_AT_ONCE) as pool:
         yield {
-            (network.name, loss): pool.submit(run_in_a_row, network, loss)
+            (network.name, loss): pool.submit(run_in_a_row, network, loss, stalls)
             for loss, network in product(RUNS, NETWORKS)
         }
         pool.shutdown(cancel_futures=True)
@@ -52,8 +81,9 @@ def test_twenty_percent_loss_each_way_fools_nobody(network: TestNetwork, runs: R
 
 def test_the_same_local_port_again_and_again_gives_the_same_verdict() -> None:
     network = next(n for n in NETWORKS if n.name == "port-restricted-cone")
-    with built(network) as lab:
-        runs = [natcheck(lab, "--local-port", "40012") for _ in range(4)]
+    with built(network) as lab, Stalls(LATE_S) as stalls:
+        check = Natcheck(network, lab, stalls)
+        runs = [check.run("--local-port", "40012") for _ in range(4)]
     assert [run.said for run in runs] == [network.expected] * 4
     assert runs[0].document["local"] == "192.168.0.108:40012"
     assert runs[0].document["public"] == "203.0.113.1:40012"

@@ -43,7 +43,11 @@ _START = """
 mount -t tmpfs none "$(realpath /var/run)" || exit
 mkdir /var/run/wireguard
 (
-    until [ -S "/var/run/wireguard/$1.sock" ]; do sleep 0.01; done
+    # its socket is there a moment before it listens, and wg would turn to the kernel
+    until [ -S "/var/run/wireguard/$1.sock" ] && wg show "$1" >/dev/null 2>&1; do
+        kill -0 $$ || exit
+        sleep 0.01
+    done
     printf '%s' "$2" | wg setconf "$1" /dev/stdin && echo ready
 ) &
 exec wireguard-go --foreground "$1" </dev/null

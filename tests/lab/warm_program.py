@@ -32,7 +32,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # What a program imports no sooner than it needs it.
 _IMPORTED_LATE = {
     "nattools.cli.natcheck": ("rich.console",),
-    "nattools.cli.natgate": ("nattools.cli.natgate_serve", "nattools.cli.natgate_log", "stringprep"),
+    "nattools.cli.natgate": ("nattools.cli.natgate_serve", "stringprep"),
     "nattools.cli.natmap": ("rich.console",),
     "nattools.cli.stund": ("nattools.net.batch", "nattools.stun.batch", "nattools.stun.batch_limiter"),
 }

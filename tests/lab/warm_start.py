@@ -67,7 +67,7 @@ class WarmProcess(Process):
         environment = dict(os.environ if env is None else env)
         if program is None or not close_fds or _interpreters(environment) != _interpreters(os.environ):
             first = (args, executable, preexec_fn, close_fds, pass_fds, cwd, env)
-            super()._execute_child(*first, startupinfo, creationflags, shell, *pipes, *others)  # type: ignore[misc]
+            super()._execute_child(*first, startupinfo, creationflags, shell, *pipes, *others)  # type: ignore[misc]  # typeshed has no private method
             return
         request = {
             "holder": int(args[len(_ENTRY)]),
