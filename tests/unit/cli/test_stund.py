@@ -106,6 +106,22 @@ def test_signals_on_the_heels_of_the_first_change_nothing(number: signal.Signals
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="workers need Linux")
+def test_its_processes_interrupt_no_others_unless_told_to() -> None:
+    with running("127.0.0.1", "--port", "0", "--workers", "2") as process:
+        start_line(process)
+        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        numbers = [process.pid, *map(int, workers)]
+        assert [os.sched_getscheduler(number) for number in numbers] == 3 * [os.SCHED_BATCH]
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    try:
+        with running("127.0.0.1", "--port", "0") as process:
+            start_line(process)
+            assert os.sched_getscheduler(process.pid) == os.SCHED_IDLE
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers need Linux")
 def test_a_worker_that_begins_does_not_end_by_being_told_to_read_again() -> None:
     with running("127.0.0.1", "--port", "0", "--workers", "2") as process:
         start_line(process)
