@@ -32,6 +32,7 @@ SETTLE_S = 0.1
 """So long calls wait after a change for those of their other sockets, to tell all in one re-INVITE."""
 _MOST_TRIES = 5
 _LONGEST_RETRY_AFTER_S = 10
+_TIMEOUTS = (408, 504)  # somebody on the way heard nothing: the same request may succeed (RFC 3261 §21.4.9)
 _LONGEST_PENDING_S = 1.25 * TIMEOUT_S
 _MOST_EVENTS = 64
 _MOST_RUNNING = 256
@@ -460,7 +461,9 @@ class Renewal:
         after = response.value(response.header("retry-after")).split(b";")[0].split(b"(")[0].strip()
         if after.isdigit() and len(after) <= 2 and int(after) <= _LONGEST_RETRY_AFTER_S:
             return float(int(after))
-        return None
+        if after or response.status_code not in _TIMEOUTS:
+            return None
+        return float(1 << (errand.tries - 1))
 
     def _challenged(self, running: _Running, response: SipMessage, now: float) -> None:
         errand, request = running.errand, running.transaction.request

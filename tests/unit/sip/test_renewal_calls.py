@@ -148,6 +148,27 @@ class TestCall:
         assert world.peer.complaints == []
         assert world.events == [CallMoved(CALL, has_peer_moved=False)]
 
+    def test_after_a_timeout_on_the_way_it_is_tried_again_ever_later(self) -> None:
+        world = established()
+        world.peer.refusals = [(408, ""), (504, "")]
+        world.move()
+        world.run(0.9)
+        assert [message.method for message in world.sent] == ["INVITE", "ACK"]
+        world.run(2)
+        assert [message.method for message in world.sent] == 2 * ["INVITE", "ACK"]
+        world.run(1)
+        assert world.events == [CallMoved(CALL, has_peer_moved=False)]
+
+    @pytest.mark.parametrize("refusals", [100 * [(408, "")], [(408, "Retry-After: 60")]])
+    def test_a_call_that_cannot_be_told_is_given_up(self, refusals: list[tuple[int, str]]) -> None:
+        world = established()
+        world.peer.refusals = refusals
+        world.move()
+        world.run(60)
+        [event] = world.events
+        assert isinstance(event, NotRenewed)
+        assert event.status_code == 408
+
     def test_a_refusal_is_acknowledged_within_its_transaction(self) -> None:
         world = established()
         world.peer.refusals = [(488, "")]
