@@ -7,7 +7,6 @@ import os
 import select
 import socket
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from nattools.endpoint import Endpoint
 from nattools.lab import namespaces
 from nattools.lab.namespaces import why_unavailable
 from nattools.lab.topology import SERVER_ENDPOINTS, STRANGER
+from tests.lab.stalls import Since
 from tests.lab.warm_start import WarmProcess
 
 if TYPE_CHECKING:
@@ -60,10 +60,11 @@ class Lines:
 
     def next(self, *, within_s: float = PATIENCE_SECONDS) -> str:
         """The next line, without its end; empty when there will be no other."""
-        deadline = time.monotonic() + within_s
+        since = Since()
         while b"\n" not in self._held:
-            left_s = max(deadline - time.monotonic(), 0)
-            assert select.select([self._file], [], [], left_s)[0], f"nothing was told within {within_s} s"
+            if not select.select([self._file], [], [], max(within_s - since.took_s(), 0))[0]:
+                assert since.took_s() < within_s, f"nothing was told within {within_s} s"
+                continue
             piece = os.read(self._file, 65536)
             if not piece:
                 break

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 ANYWHERE = Endpoint.of("0.0.0.0", 0)
-TONE_SECONDS = 10.0  # within which a tone must be heard, on a machine that is busy with other things, too
+TONE_SECONDS = 3.0  # within which a tone must be heard
 
 # Connects to a TCP port of this host, as soon as somebody listens, and hands the connection to the test.
 _CONNECTOR = """

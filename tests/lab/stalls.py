@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _BEAT_S = 0.005
+_PRESSURE = Path("/proc/pressure/cpu")
+_MOST_SHORT_S = 10.0
 
 
 def kept_waiting_s(process: int | None = None) -> float:
@@ -23,6 +25,34 @@ def kept_waiting_s(process: int | None = None) -> float:
     except OSError:
         return 0.0
     return int(times[1]) / 1e9
+
+
+class Since:
+    """Time from now on, but for that in which a program of this machine waited for a processor.
+
+    What is promised of a time is promised on a machine that has one to give. At most 10 s are taken off, and
+    none where Linux does not count them.
+    """
+
+    def __init__(self) -> None:
+        self._began_at, self._short_s = time.monotonic(), _short_of_processors_s()
+
+    @property
+    def short_s(self) -> float:
+        """How much is taken off, so far."""
+        return min(_short_of_processors_s() - self._short_s, _MOST_SHORT_S)
+
+    def took_s(self, at: float | None = None) -> float:
+        """How long it was until `at`, by `time.monotonic`, or until now."""
+        return (time.monotonic() if at is None else at) - self._began_at - self.short_s
+
+
+def _short_of_processors_s() -> float:
+    try:
+        some = _PRESSURE.read_text().splitlines()[0]
+    except OSError:
+        return 0.0
+    return int(some.partition("total=")[2]) / 1e6
 
 
 class Stalls:

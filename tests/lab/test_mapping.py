@@ -23,6 +23,7 @@ from nattools.lab.topology import STRANGER, Topology
 from nattools.mapping.client import DEFAULT_TIMEOUT_S
 from tests.lab.conftest import FENCE_SECONDS, PATIENCE_SECONDS, Lines, OpenSockets, next_datagram
 from tests.lab.news import NOTICED_S, until_news_are_heard
+from tests.lab.stalls import Since
 
 ROOT = Path(__file__).parents[2]
 PROTOCOLS = ["pcp", "nat-pmp", "upnp"]
@@ -183,11 +184,11 @@ def test_a_router_that_restarts_gives_the_mapping_back(
         until_news_are_heard(lab, protocol)
         time.sleep(1.5)  # an epoch that goes back must have gone forward
         lab.igd.restart()
-        announced_at = time.monotonic()
+        since = Since()
         told = keeper.until("renewed", "restored")
         while not arrives(lab, open_sockets, external, 5070):  # news of the end of the old one come first
             told = keeper.until("renewed", "restored", within_s=NOTICED_S)
-        assert told["at"] - announced_at < NOTICED_S
+        assert since.took_s(told["at"]) < NOTICED_S
         assert told["external"] == str(external)
 
 
@@ -196,16 +197,16 @@ def test_a_new_address_is_told(open_sockets: OpenSockets, tmp_path: Path, protoc
     with lab_with(Igd()) as lab, Keeper(lab, tmp_path, protocol) as keeper:
         assert keeper.next()["external"] == "11.22.33.2:5070"
         until_news_are_heard(lab, protocol)
-        changed_at = time.monotonic()
+        since = Since()
         lab.igd.change_wan_address("11.22.33.9")
         told = keeper.until("changed")
         assert told["external"] == "11.22.33.9:5070"
-        assert told["at"] - changed_at < NOTICED_S
+        assert since.took_s(told["at"]) < NOTICED_S
         assert arrives(lab, open_sockets, Endpoint.parse("11.22.33.9:5070"), 5070)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_a_mapping_that_vanished_silently_is_back_at_half_its_lease(
+def test_a_mapping_that_vanished_silently_is_back_within_half_a_lease(
     open_sockets: OpenSockets, tmp_path: Path, protocol: str
 ) -> None:
     with (
@@ -214,9 +215,9 @@ def test_a_mapping_that_vanished_silently_is_back_at_half_its_lease(
     ):
         external = Endpoint.parse(keeper.next()["external"])
         lab.igd.flush()
-        flushed_at = time.monotonic()
+        since = Since()
         assert not arrives(lab, open_sockets, external, 5070)
-        assert keeper.until("renewed", "restored")["at"] - flushed_at < LEASE_S / 2 + NOTICED_S / 2
+        assert since.took_s(keeper.until("renewed", "restored")["at"]) < LEASE_S / 2 + 0.5
         assert arrives(lab, open_sockets, external, 5070)
 
 

@@ -78,7 +78,7 @@ def agree(tables: dict[str, list[dict[str, Any]]]) -> bool:
         sorted(({**row, "lease_s": None} for row in tables[name]), key=str) for name in ("native", "library")
     )
     leases = [sorted(row["lease_s"] for row in tables[name]) for name in ("native", "library")]
-    return native == library and all(abs(a - b) <= PATIENCE_SECONDS for a, b in zip(*leases, strict=True))
+    return native == library and all(abs(a - b) <= 2 for a, b in zip(*leases, strict=True))
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -88,7 +88,7 @@ def test_both_clients_see_the_same_and_remove_each_others_mappings(version: int)
     for name in ("native", "library"):
         assert told[name]["found"] == [ROUTER, CLIENT, WAN, True]
         assert told[name]["asked"] == [WAN, "Connected", "ERROR_NONE"]
-    assert abs(told["native"]["uptime_s"] - told["library"]["uptime_s"]) <= PATIENCE_SECONDS
+    assert abs(told["native"]["uptime_s"] - told["library"]["uptime_s"]) <= 2
     assert agree(told["tables"]), told["tables"]
     rows = {
         (row["external_port"], row["transport"], row["internal_client"], row["internal_port"]): row
@@ -98,7 +98,7 @@ def test_both_clients_see_the_same_and_remove_each_others_mappings(version: int)
         (5070, 17, CLIENT, 5070): "Tom & Jo <x>",
         (5071, 6, CLIENT, 5071): "by the library",
     }
-    assert all(600 + key[0] - TIME_LIMIT_S <= row["lease_s"] <= 600 + key[0] for key, row in rows.items())
+    assert all(600 + key[0] - 5 <= row["lease_s"] <= 600 + key[0] for key, row in rows.items())
     assert len(told["tables"]["library"]) == 4  # listed, and each asked for
     assert told["removed"] == [True, True]
     nothing = [{"error": "NoSuchEntryInArrayError"}] * 2
@@ -129,7 +129,7 @@ def test_natmap_does_all_by_the_library(lab: Lab, tmp_path: Path) -> None:
         f"{WAN}:5072",
         f"{CLIENT}:5072",
     )
-    assert 7200 - TIME_LIMIT_S <= added["lease"] <= 7200
+    assert 7195 <= added["lease"] <= 7200
     [row] = document(lab, tmp_path, "list", *LIBRARY)["mappings"]
     assert (row["external_port"], row["owner"], row["description"]) == (5072, "this-machine", "nattools")
     removed = natmap(lab, tmp_path, "remove", "5072", "--tcp", *LIBRARY)
@@ -169,7 +169,7 @@ def test_upnpc_lists_what_natmap_lists(lab: Lab, tmp_path: Path, backend: str) -
     }
     assert ours.keys() == theirs.keys()
     assert len(ours) == 2
-    assert all(0 <= ours[key] - lease <= TIME_LIMIT_S for key, lease in theirs.items())
+    assert all(0 <= ours[key] - lease <= 3 for key, lease in theirs.items())
     assert f"ExternalIPAddress = {WAN}" in listed.stdout
     assert natmap(lab, tmp_path, "remove", "--all-mine", *asked).returncode == 0
 

@@ -273,7 +273,7 @@ def test_a_pcp_mapping_lets_datagrams_in_until_it_is_removed(open_sockets: OpenS
         with Running(lab.client, pcp_life) as client:
             first = client.line()
             assert first is not None
-            assert first["epoch_s"] < 6 * PATIENCE_SECONDS
+            assert first["epoch_s"] < 10
             assert client.line() == {"external": str(WAN), "lifetime_s": 120}
             assert reaches(stranger, WAN, home)
             client.go()

@@ -14,6 +14,8 @@ import wave
 from array import array
 from typing import TYPE_CHECKING
 
+from tests.lab.stalls import Since
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
@@ -103,7 +105,7 @@ def hear(recordings: Callable[[], Iterable[Path]], *, within_s: float) -> set[in
 
     `recordings` lists the files, of which new ones may appear.
     """
-    deadline = time.monotonic() + within_s
+    since = Since()
     heard = {path: Recording(path, from_the_end=True) for path in recordings()}
     while True:
         for path in recordings():
@@ -111,6 +113,6 @@ def hear(recordings: Callable[[], Iterable[Path]], *, within_s: float) -> set[in
             while (window := recording.next_window()) is not None:
                 if found := tones_in(window):
                     return found
-        if time.monotonic() > deadline:
+        if since.took_s() > within_s:
             return set()
         time.sleep(_POLL_SECONDS)
